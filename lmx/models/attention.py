@@ -1,0 +1,122 @@
+"""Multi-head attention with grouped keys, optional window, and a key/value cache."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lmx.models import kernels
+from lmx.models.linear import make_linear
+from lmx.models.norms import make_norm
+from lmx.models.positions import alibi_slopes, rotary_angles, rotate
+
+
+class Context(NamedTuple):
+    """Where each query stands: what all layers of one forward pass share.
+
+    Attributes:
+      positions: int32 [B, L], position of each token within its document.
+      segments: int32 [B, L] or None; tokens see only their own segment, 0 is padding.
+    """
+
+    positions: jnp.ndarray
+    segments: jnp.ndarray | None
+
+
+class Attention(nn.Module):
+    """softmax(q·kᵀ/√H)·v per head (Vaswani et al. 2017, arXiv:1706.03762, eq. 1).
+
+    N query heads share K key/value heads (Ainslie et al. 2023, arXiv:2305.13245).
+    `window` limits a query to that many last tokens, itself included. Without a cache
+    a query sees the earlier tokens of its row; with one, `cache` holds keys and values
+    [layers, B, S, K, H] in which slot = position, and this layer's plane is `layer`.
+    Returns the output [B, L, D] and the cache (None when there was none).
+    """
+
+    config: Any
+    window: int | None = None
+
+    @nn.compact
+    def __call__(self, x_BLD, context: Context, cache=None, layer=None):
+        c = self.config
+        query, key, value = self._project(x_BLD, context.positions)
+        if cache is None:
+            index = jnp.arange(x_BLD.shape[1], dtype=jnp.int32)[None]
+            query_index = key_index = jnp.broadcast_to(index, x_BLD.shape[:2])
+            segments = context.segments
+        else:
+            cache = _write(cache, layer, context.positions, key, value)
+            key, value = cache["key"][layer], cache["value"][layer]
+            key, value = key.astype(query.dtype), value.astype(query.dtype)
+            query_index = context.positions
+            index = jnp.arange(key.shape[1], dtype=jnp.int32)[None]
+            key_index = jnp.broadcast_to(index, key.shape[:2])
+            segments = None
+        out_BLNH = kernels.attention(
+            query,
+            key,
+            value,
+            form=kernels.select_form(c.kernels),
+            query_index_BL=query_index,
+            key_index_BS=key_index,
+            query_segments_BL=segments,
+            key_segments_BS=segments,
+            window=self.window,
+            softcap=c.attention_softcap,
+            alibi_slopes_N=(
+                alibi_slopes(c.num_heads) if c.positions == "alibi" else None
+            ),
+            softmax_dtype=jnp.dtype(c.softmax_dtype),
+        )
+        out_BLNH = nn.with_logical_constraint(
+            out_BLNH, ("batch", "length", "heads", "head_dim")
+        )
+        out = make_linear(
+            c,
+            name="out",
+            bias=c.biases == "all",
+            residual=True,
+            inputs=(c.num_heads, c.head_dim),
+            outputs=(c.width,),
+            axes=("heads", "head_dim", "embed"),
+        )(out_BLNH)
+        return out, cache
+
+    def _project(self, x_BLD, positions_BL):
+        """Returns query [B, L, N, H], key and value [B, L, K, H], normed and rotated."""
+        c = self.config
+        projected = []
+        for name, heads, axis in (
+            ("query", c.num_heads, "heads"),
+            ("key", c.num_kv_heads, "kv_heads"),
+            ("value", c.num_kv_heads, "kv_heads"),
+        ):
+            y = make_linear(
+                c,
+                name=name,
+                bias=c.biases in ("qkv", "all"),
+                inputs=(c.width,),
+                outputs=(heads, c.head_dim),
+                axes=("embed", axis, "head_dim"),
+            )(x_BLD)
+            y = nn.with_logical_constraint(y, ("batch", "length", axis, "head_dim"))
+            if c.qk_norm and name != "value":
+                y = make_norm(c.qk_norm, c, name=f"{name}_norm", axis="head_dim")(y)
+            projected.append(y)
+        query, key, value = projected
+        if c.positions == "rope":
+            angles = rotary_angles(positions_BL, head_dim=c.head_dim, base=c.rope_base)
+            query, key = rotate(query, angles), rotate(key, angles)
+        return query, key, value
+
+
+def _write(cache, layer, positions_BL, key_BLKH, value_BLKH):
+    """Returns the cache with each token's key and value in the slot of its position."""
+    rows = jnp.arange(positions_BL.shape[0])[:, None]
+    at = (layer, rows, positions_BL)
+    return {
+        "key": cache["key"].at[at].set(key_BLKH.astype(cache["key"].dtype)),
+        "value": cache["value"].at[at].set(value_BLKH.astype(cache["value"].dtype)),
+    }

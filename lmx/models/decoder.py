@@ -1,0 +1,174 @@
+"""The decoder: embedding, a stack of blocks, a final norm. Tokens in, hidden states out.
+
+It knows no mesh, no loss and no file. `head_logits` turns hidden states into logits;
+training never calls it on a whole batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lmx.models import kernels
+from lmx.models.attention import Context
+from lmx.models.block import Block
+from lmx.models.norms import make_norm
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+UNROLLED_ON_CPU = 12  # deeper stacks compile too slowly for what unrolling gains
+
+
+class Period(nn.Module):
+    """The blocks of one repetition of the layer pattern: the body of the scan."""
+
+    config: Any
+    pattern: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, carry, layer, context: Context):
+        x_BLD, cache = carry
+        written = {}
+        for i, mixer in enumerate(self.pattern):
+            name = str(i)
+            entry = None if cache is None else cache[name]
+            block = Block(self.config, mixer, name=name)
+            x_BLD, written[name] = block(x_BLD, context, entry, layer)
+        return (x_BLD, None if cache is None else written), None
+
+
+class Decoder(nn.Module):
+    """A causal transformer over a resolved `ModelConfig`.
+
+    `apply({"params": p}, tokens)` maps int32 [B, L] to hidden states [B, L, D].
+    `positions` (int32 [B, L]) default to 0..L−1 and `segment_ids` keep packed
+    documents apart. With `cache` (from `init_cache`) the keys and values of `tokens`
+    are written at their positions, queries see all slots up to their own position, and
+    the result is (hidden states, cache).
+    """
+
+    config: Any
+
+    @nn.compact
+    def __call__(self, tokens_BL, *, positions=None, segment_ids=None, cache=None):
+        c = self.config
+        if positions is None:
+            row = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
+            positions = jnp.broadcast_to(row, tokens_BL.shape)
+        context = Context(positions, segment_ids)
+        x_BLD = self._embed(tokens_BL, positions)
+        written = {}
+        for name, pattern, repeats in stacks(c):
+            entry = None if cache is None else cache[name]
+            stack = _scan(c, repeats)(c, pattern, name=name)
+            layers = jnp.arange(repeats, dtype=jnp.int32)
+            (x_BLD, written[name]), _ = stack((x_BLD, entry), layers, context)
+        if c.norm_position == "pre":
+            x_BLD = make_norm(c.norm, c, name="final_norm")(x_BLD)
+        return x_BLD if cache is None else (x_BLD, written)
+
+    def _embed(self, tokens_BL, positions_BL):
+        c = self.config
+        init = nn.initializers.normal(c.init_scale)
+        dtype = jnp.dtype(c.param_dtype)
+
+        def table(name: str, rows: int, axes: tuple[str, str]):
+            boxed = nn.with_logical_partitioning(init, axes)
+            return self.param(name, boxed, (rows, c.width), dtype)
+
+        x_BLD = table("embedding", c.vocab_size, ("vocab", "embed"))[tokens_BL]
+        if c.positions == "learned":
+            rows = table("position_embedding", c.context_length, ("position", "embed"))
+            x_BLD = x_BLD + rows[positions_BL]
+        if c.head == "untied":
+            table("head", c.vocab_size, ("vocab", "embed"))
+        x_BLD = x_BLD.astype(c.residual_dtype)
+        return nn.with_logical_constraint(x_BLD, ("batch", "length", "features"))
+
+
+def stacks(config) -> list[tuple[str, tuple[str, ...], int]]:
+    """Returns (name, layer pattern, repeats): whole periods, then what is left over."""
+    periods, left = divmod(config.num_layers, len(config.pattern))
+    whole = [("blocks", tuple(config.pattern), periods)] if periods else []
+    rest = [("tail", tuple(config.pattern[:left]), 1)] if left else []
+    return whole + rest
+
+
+def _scan(config, repeats: int):
+    """Returns `Period` lifted over `repeats` layers with parameters stacked on axis 0."""
+    unroll = unrolled(config)
+    body = Period
+    if config.remat != "none":
+        policy = REMAT_POLICIES[config.remat]
+        body = nn.remat(Period, policy=policy, prevent_cse=unroll)
+    return nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),
+        length=repeats,
+        unroll=repeats if unroll else 1,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
+def unrolled(config) -> bool:
+    """Returns whether the loop over layers is unrolled, as `layer_loop` says."""
+    if config.layer_loop == "auto":
+        return jax.default_backend() == "cpu" and config.num_layers <= UNROLLED_ON_CPU
+    return config.layer_loop == "unroll"
+
+
+def init_cache(config, *, batch_size: int, length: int, dtype=None):
+    """Returns an empty key/value cache: {stack: {i: {key, value: [n, B, S, K, H]}}}."""
+    dtype = jnp.dtype(dtype or config.compute_dtype)
+
+    def plane(repeats: int):
+        shape = (repeats, batch_size, length, config.num_kv_heads, config.head_dim)
+        return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+
+    return {
+        name: {str(i): plane(repeats) for i in range(len(pattern))}
+        for name, pattern, repeats in stacks(config)
+    }
+
+
+def head_matrix(params) -> jnp.ndarray:
+    """Returns the output head [V, D]: its own matrix, or the embedding when tied."""
+    return params["head"] if "head" in params else params["embedding"]
+
+
+def head_logits(config, params, hidden: jnp.ndarray) -> jnp.ndarray:
+    """Returns float32 logits [..., V] of hidden states [..., D]."""
+    dtype = jnp.dtype(config.compute_dtype)
+    logits = kernels.matmul(
+        hidden.astype(dtype),
+        head_matrix(params).astype(dtype).T,
+        form=kernels.select_form(config.kernels),
+        out_dtype=jnp.float32,
+    )
+    return softcap(logits, config.logit_softcap)
+
+
+def softcap(x: jnp.ndarray, cap: float | None) -> jnp.ndarray:
+    """Returns cap · tanh(x / cap), or x where cap is None (Gemma 2, arXiv:2408.00118)."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def abstract_params(config):
+    """Returns the shapes of all parameters (boxed with logical axes); computes nothing."""
+    tokens = jax.ShapeDtypeStruct((1, min(8, config.context_length)), jnp.int32)
+    decoder = Decoder(config)
+    return jax.eval_shape(decoder.init, jax.random.key(0), tokens)["params"]
+
+
+def count_params(config) -> int:
+    """Returns the number of parameters of a resolved config."""
+    return sum(x.size for x in jax.tree.leaves(nn.meta.unbox(abstract_params(config))))
+
+

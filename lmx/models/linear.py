@@ -1,0 +1,70 @@
+"""One linear layer: a kernel with a name for each axis, and the product it takes part in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from lmx.models import kernels
+
+
+class Linear(nn.Module):
+    """y = x · kernel + bias over the last `len(inputs)` axes of x.
+
+    `inputs` and `outputs` are the sizes and `axes` the logical names of the kernel's
+    axes; x is [..., *inputs] and y [..., *outputs] in `dtype`. The product takes
+    `dtype` in and accumulates in float32.
+    """
+
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+    axes: Sequence[str]
+    bias: bool
+    init_scale: float
+    param_dtype: jnp.dtype
+    dtype: jnp.dtype
+    form: str
+    out_dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
+        shape = (*self.inputs, *self.outputs)
+        init = nn.initializers.normal(self.init_scale)
+        init = nn.with_logical_partitioning(init, tuple(self.axes))
+        kernel = self.param("kernel", init, shape, self.param_dtype)
+        rows = x.shape[: x.ndim - len(self.inputs)]
+        y = kernels.matmul(
+            x.reshape(*rows, math.prod(self.inputs)).astype(self.dtype),
+            kernel.reshape(math.prod(self.inputs), -1).astype(self.dtype),
+            form=self.form,
+            out_dtype=self.out_dtype or self.dtype,
+        ).reshape(*rows, *self.outputs)
+        if self.bias:
+            axes = tuple(self.axes[len(self.inputs) :])
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
+            bias = self.param("bias", zeros, tuple(self.outputs), self.param_dtype)
+            y = y + bias.astype(y.dtype)
+        return y
+
+
+def make_linear(config, *, name: str, bias: bool, residual: bool = False, **shape):
+    """Returns a `Linear` in the precision and initial scale of `config`.
+
+    `residual` marks the projection that ends a sublayer: its initial weights are
+    smaller by sqrt(2 · layers), so that depth does not inflate the residual stream
+    (Radford et al. 2019, section 2.3), and its output has the stream's dtype.
+    """
+    depth = math.sqrt(2 * config.num_layers) if residual else 1.0
+    return Linear(
+        bias=bias,
+        init_scale=config.init_scale / depth,
+        param_dtype=jnp.dtype(config.param_dtype),
+        dtype=jnp.dtype(config.compute_dtype),
+        out_dtype=jnp.dtype(config.residual_dtype) if residual else None,
+        form=kernels.select_form(config.kernels),
+        name=name,
+        **shape,
+    )

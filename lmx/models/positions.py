@@ -1,0 +1,46 @@
+"""How attention learns about order: rotary angles and ALiBi slopes.
+
+Learned positions are a table beside the embedding (`decoder.py`), and "none" is
+nothing at all.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def rotary_angles(positions_BL: jnp.ndarray, *, head_dim: int, base: float):
+    """Returns cos and sin, float32 [B, L, 1, H/2], of position · base^(−2i/H).
+
+    Su et al. 2021 (arXiv:2104.09864), eq. 15.
+    """
+    frequencies = base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    angles = positions_BL[:, :, None, None] * frequencies.astype(np.float32)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BLNH: jnp.ndarray, angles) -> jnp.ndarray:
+    """Rotates pairs (i, i + H/2) of each head by `angles`; keeps the dtype.
+
+    Pairing halves rather than neighbours is the convention of published Llama-style
+    checkpoints.
+    """
+    cos, sin = angles
+    first, second = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(turned, axis=-1).astype(x_BLNH.dtype)
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """Returns the slope of each head, float32 [N] (Press et al. 2021, arXiv:2108.12409).
+
+    For n a power of two the slopes are 2^(−8i/n), i = 1..n; other counts take every
+    second slope of the next power for the remaining heads, as the authors do.
+    """
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = 2.0 ** (-8.0 * np.arange(1, power + 1) / power)
+    finer = 2.0 ** (-8.0 * np.arange(1, 2 * power + 1) / (2 * power))
+    return np.concatenate([slopes, finer[0::2][: num_heads - power]]).astype(np.float32)
