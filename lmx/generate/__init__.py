@@ -1,0 +1,5 @@
+"""Generation: from a prompt's token ids to new ones, with a key/value cache.
+
+Reading order: sampling.py (logits → token) → decode.py (prompt → tokens) → text.py
+(text → text). Only `text.py` knows that there are tokenizers.
+"""

@@ -1,0 +1,407 @@
+"""From prompts to new tokens: prefill, then decoding inside one compiled loop.
+
+A `Generator` starts a `Session` for a batch of prompts; each `advance` of the session
+is one call of a compiled `while_loop` over up to `chunk` tokens. All but the last token
+of each prompt is prefilled, in right-padded pieces; the loop's first step feeds the
+last one. Shapes are padded to powers of two (rows, prefill pieces, cache slots), so
+few programs are compiled, whatever the lengths. It speaks token ids only: text, and
+strings that end it, are `text.py`.
+
+The context is a hard limit: prompt and new tokens together never exceed
+`config.context_length`, and a row that fills it finishes with reason 'length'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmx.core.errors import UserError
+from lmx.core.schema import ModelConfig
+from lmx.generate.sampling import SamplingConfig, Settings, sample, settings
+from lmx.models.decoder import Decoder, head_logits, head_matrix, init_cache
+
+FinishReason = Literal["stop", "eos", "length"]
+RUNNING, EOS, FULL, HALTED = 0, 1, 2, 3
+REASONS: dict[int, FinishReason] = {EOS: "eos", FULL: "length", HALTED: "stop"}
+SMALLEST_PIECE, LARGEST_PIECE = 32, 512  # prefilled tokens of a row per call
+SMALLEST_CACHE = 256  # slots; less saves little and compiles more
+SMALLEST_BATCH = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """What was added to one prompt.
+
+    Attributes:
+      tokens: the new token ids; an end token is the last of them.
+      logprobs: natural log-probability of each under the model itself, before
+        temperature, penalties and cuts.
+      finish_reason: 'eos' for the end token, 'length' for max_new_tokens or a full
+        context, 'stop' where the caller ended the row.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+
+
+class State(NamedTuple):
+    """What one step of decoding hands to the next.
+
+    Attributes:
+      cache: keys and values, as `init_cache` lays them out.
+      seen_BV: bool, tokens in the text so far.
+      token_B: the token to feed next, and `position_B` its position.
+      limit_B: number of tokens at which the row is full, prompt included.
+      status_B: RUNNING, or why the row ended.
+    """
+
+    cache: Any
+    seen_BV: jax.Array
+    token_B: jax.Array
+    position_B: jax.Array
+    limit_B: jax.Array
+    status_B: jax.Array
+
+
+class Generator:
+    """A model ready to write.
+
+    `config` is resolved and `params` are its unboxed parameters; kernels and head are
+    cast to the compute dtype here, once. `eos_id` ends a row; None never does.
+    `bos_id` stands in for an empty prompt. Larger batches than `max_batch` are cut.
+    Generators of equal `config` share their compiled programs.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Any,
+        *,
+        eos_id: int | None,
+        pad_id: int = 0,
+        bos_id: int | None = None,
+        max_batch: int = 16,
+        chunk: int = 32,
+    ):
+        for name, value in (("max_batch", max_batch), ("chunk", chunk)):
+            if value < 1:
+                raise UserError(f"{name}={value} must be at least 1")
+        self.config = dataclasses.replace(config, remat="none")
+        self.params = cast_for_decoding(self.config, params)
+        self.eos_id, self.pad_id, self.bos_id = eos_id, pad_id, bos_id
+        self.max_batch, self.chunk = max_batch, chunk
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        *,
+        rows: Sequence[int] | None = None,
+    ) -> list[Generation]:
+        """Returns what follows each prompt of token ids.
+
+        `rows` number the random streams (default 0, 1, …): the same prompt, seed and
+        row number give the same tokens in any batch. Stop strings are `text.py`'s.
+        """
+        rows = list(range(len(prompts))) if rows is None else list(rows)
+        done: list[Generation] = []
+        for start in range(0, len(prompts), self.max_batch):
+            part = slice(start, start + self.max_batch)
+            session = self.start(prompts[part], sampling, rows=rows[part])
+            while session.running:
+                session.advance()
+            done += session.results()
+        return done
+
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        *,
+        rows: Sequence[int] | None = None,
+    ) -> Session:
+        """Returns a session over at most `max_batch` prompts, prefilled."""
+        if not 1 <= len(prompts) <= self.max_batch:
+            raise UserError(
+                f"{len(prompts)} prompts in one session: it takes 1 to "
+                f"max_batch={self.max_batch}; cut the list or raise max_batch"
+            )
+        rows = list(range(len(prompts))) if rows is None else list(rows)
+        if len(rows) != len(prompts):
+            raise UserError(
+                f"{len(rows)} row numbers for {len(prompts)} prompts; give one each"
+            )
+        fitted = [self._fit(prompt, sampling) for prompt in prompts]
+        return Session(self, fitted, sampling, rows=rows)
+
+    def _fit(self, prompt: Sequence[int], sampling: SamplingConfig) -> list[int]:
+        """Returns the tokens of the prompt that are used, or raises a `UserError`."""
+        tokens = [int(token) for token in prompt]
+        if not tokens and self.bos_id is None:
+            raise UserError(
+                "the prompt is empty and the tokenizer has no start token; give a "
+                "prompt of at least one token"
+            )
+        tokens = tokens or [int(self.bos_id or 0)]
+        vocabulary = self.config.vocab_size
+        for token in tokens:
+            if not 0 <= token < vocabulary:
+                raise UserError(
+                    f"token {token} is not in the vocabulary of {vocabulary}; was the "
+                    "prompt encoded with this model's tokenizer?"
+                )
+        context = self.config.context_length
+        if sampling.long_prompt == "cut":
+            return tokens[-max(1, context - sampling.max_new_tokens) :]
+        if len(tokens) >= context:
+            raise UserError(
+                f"the prompt has {len(tokens)} tokens and the context holds {context}, "
+                f"new ones included; give at most {context - 1}, or set "
+                "long_prompt='cut' to keep the last that fit"
+            )
+        return tokens
+
+
+class Session:
+    """A batch of prompts being continued.
+
+    `advance` adds up to `chunk` tokens to each running row; `halt` ends a row from
+    outside; `results` says what came of it all.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        prompts: list[list[int]],
+        sampling: SamplingConfig,
+        *,
+        rows: list[int],
+    ):
+        self._generator = generator
+        self._count = len(prompts)
+        self._settings = settings(sampling, generator.config.vocab_size)
+        self._tokens: list[list[int]] = [[] for _ in prompts]
+        self._logprobs: list[list[float]] = [[] for _ in prompts]
+        padded = power_of_two(len(prompts), at_least=SMALLEST_BATCH)
+        prompts = prompts + [prompts[0]] * (padded - len(prompts))
+        self._rows = np.asarray(rows + [0] * (padded - len(rows)), np.int32)
+        self._lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
+        self._limits = np.minimum(
+            self._lengths + sampling.max_new_tokens, generator.config.context_length
+        ).astype(np.int32)
+        self._status = np.full(padded, RUNNING, np.int32)
+        self._status[self._count :] = HALTED
+        # A context of one token is full before it starts.
+        self._status[(self._lengths >= self._limits) & (self._status == RUNNING)] = FULL
+        self._state = self._prefill(prompts)
+
+    @property
+    def running(self) -> bool:
+        """Whether any row still is."""
+        return bool((self._status == RUNNING).any())
+
+    def is_running(self, row: int) -> bool:
+        """Returns whether the row is."""
+        return bool(self._status[row] == RUNNING)
+
+    def halt(self, row: int) -> None:
+        """Ends a row; its reason becomes 'stop'."""
+        self._status[row] = HALTED
+
+    def advance(self, steps: int | None = None) -> list[list[int]]:
+        """Adds up to `steps` (default and at most `chunk`) tokens; returns the new."""
+        generator = self._generator
+        steps = min(steps or generator.chunk, generator.chunk)
+        state = self._state._replace(status_B=self._status)
+        used = int(self._lengths[: self._count].max()) + steps
+        used += max(len(tokens) for tokens in self._tokens)
+        slots = cache_slots(generator.config, used)
+        if slots > cache_length(state.cache):
+            state = state._replace(cache=_grow(state.cache, slots=slots))
+        state, tokens, logprobs, counts = _decode(
+            generator.params,
+            state,
+            self._settings,
+            self._rows,
+            np.int32(steps),
+            np.int32(-1 if generator.eos_id is None else generator.eos_id),
+            config=generator.config,
+            chunk=generator.chunk,
+        )
+        self._state = state
+        tokens, logprobs, counts, status = jax.device_get(
+            (tokens, logprobs, counts, state.status_B)
+        )
+        self._status = np.array(status)
+        new = [tokens[i, : counts[i]].tolist() for i in range(self._count)]
+        for i in range(self._count):
+            self._tokens[i] += new[i]
+            self._logprobs[i] += logprobs[i, : counts[i]].tolist()
+        return new
+
+    def results(self) -> list[Generation]:
+        """Returns what was added to each prompt; rows still running count as 'stop'."""
+        return [
+            Generation(tokens, logprobs, REASONS.get(int(status), "stop"))
+            for tokens, logprobs, status in zip(
+                self._tokens, self._logprobs, self._status, strict=False
+            )
+        ]
+
+    def _prefill(self, prompts: list[list[int]]) -> State:
+        """Returns the state with all but each prompt's last token in the cache."""
+        config, params = self._generator.config, self._generator.params
+        seen = np.zeros((len(prompts), config.vocab_size), bool)
+        for row, prompt in enumerate(prompts):
+            seen[row, prompt] = True
+        fill = int(self._lengths.max()) - 1
+        slots = cache_slots(config, fill + 1)
+        cache = _empty(config=config, batch_size=len(prompts), slots=slots)
+        start = 0
+        while start < fill:
+            piece = min(fill - start, LARGEST_PIECE)
+            width = min(power_of_two(piece, at_least=SMALLEST_PIECE), slots - start)
+            tokens = np.full((len(prompts), width), self._generator.pad_id, np.int32)
+            for row, prompt in enumerate(prompts):
+                part = prompt[start : start + width]
+                tokens[row, : len(part)] = part
+            cache = _fill(params, cache, tokens, np.int32(start), config=config)
+            start += width
+        last = np.asarray([prompt[-1] for prompt in prompts], np.int32)
+        return State(cache, seen, last, self._lengths - 1, self._limits, self._status)
+
+
+def cast_for_decoding(config: ModelConfig, params: Any) -> Any:
+    """Returns `params` with kernels and head in the compute dtype.
+
+    The same values as the model's own casts at each step give, made once. A tied head
+    becomes a copy, so that embeddings are still read in their stored dtype.
+    """
+    dtype = jnp.dtype(config.compute_dtype)
+
+    def cast(path, leaf):
+        return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+
+    params = jax.tree_util.tree_map_with_path(cast, params)
+    return {**params, "head": head_matrix(params).astype(dtype)}
+
+
+def power_of_two(count: int, *, at_least: int = 1) -> int:
+    """Returns the smallest power of two that is ≥ `count` and ≥ `at_least`."""
+    return max(at_least, 1 << max(0, count - 1).bit_length())
+
+
+def cache_slots(config: ModelConfig, used: int) -> int:
+    """Returns the cache length for rows of `used` tokens: a power of two, or all."""
+    return min(config.context_length, power_of_two(used, at_least=SMALLEST_CACHE))
+
+
+def cache_length(cache) -> int:
+    """Returns the slots of a cache whose leaves are [layers, B, S, K, H]."""
+    return jax.tree.leaves(cache)[0].shape[2]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "batch_size", "slots"))
+def _empty(*, config, batch_size, slots):
+    return init_cache(config, batch_size=batch_size, length=slots)
+
+
+@functools.partial(jax.jit, static_argnames="slots")
+def _grow(cache, *, slots):
+    """Returns the cache with empty slots added at the end."""
+    more = slots - cache_length(cache)
+    pad = ((0, 0), (0, 0), (0, more), (0, 0), (0, 0))
+    return jax.tree.map(lambda plane: jnp.pad(plane, pad), cache)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def _fill(params, cache, tokens_BL, start, *, config):
+    """Returns the cache with tokens at positions start, start + 1, … written to it."""
+    positions_L = start + jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)
+    positions_BL = jnp.broadcast_to(positions_L, tokens_BL.shape)
+    _, cache = Decoder(config).apply(
+        {"params": params}, tokens_BL, positions=positions_BL, cache=cache
+    )
+    return cache
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "chunk"), donate_argnames="state"
+)
+def _decode(
+    params,
+    state: State,
+    settings: Settings,
+    rows_B,
+    steps,
+    eos_id,
+    *,
+    config,
+    chunk,
+):
+    """Decodes until `steps` (≤ chunk) tokens are added or every row has ended.
+
+    Returns the state, tokens and log-probabilities [B, chunk], and how many of them
+    each row has, [B].
+    """
+    B = rows_B.shape[0]
+
+    def unfinished(carry):
+        step, state, *_ = carry
+        return (step < steps) & jnp.any(state.status_B == RUNNING)
+
+    def body(carry):
+        step, state, tokens_BC, logprobs_BC, counts_B = carry
+        running_B = state.status_B == RUNNING
+        state, token_B, logprob_B = _step(params, state, settings, rows_B, eos_id, config)
+        tokens_BC = tokens_BC.at[:, step].set(token_B)
+        logprobs_BC = logprobs_BC.at[:, step].set(logprob_B)
+        return step + 1, state, tokens_BC, logprobs_BC, counts_B + running_B
+
+    carry = (
+        jnp.int32(0),
+        state,
+        jnp.zeros((B, chunk), jnp.int32),
+        jnp.zeros((B, chunk), jnp.float32),
+        jnp.zeros((B,), jnp.int32),
+    )
+    _, *out = jax.lax.while_loop(unfinished, body, carry)
+    return tuple(out)
+
+
+def _step(params, state: State, settings: Settings, rows_B, eos_id, config):
+    """Feeds one token per row and samples the next; ended rows stand still."""
+    hidden_BLD, cache = Decoder(config).apply(
+        {"params": params},
+        state.token_B[:, None],
+        positions=state.position_B[:, None],
+        cache=state.cache,
+    )
+    logits_BV = head_logits(config, params, hidden_BLD[:, 0])
+    position_B = state.position_B + 1
+    token_B = sample(
+        logits_BV, state.seen_BV, settings, rows_B=rows_B, positions_B=position_B
+    )
+    chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
+    logprob_B = chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
+    running_B = state.status_B == RUNNING
+    ended_B = jnp.where(position_B + 1 >= state.limit_B, FULL, RUNNING)
+    ended_B = jnp.where(token_B == eos_id, EOS, ended_B)
+    row_B = jnp.arange(token_B.shape[0])
+    state = State(
+        cache=cache,
+        seen_BV=state.seen_BV.at[row_B, token_B].max(running_B),
+        token_B=jnp.where(running_B, token_B, state.token_B),
+        position_B=jnp.where(running_B, position_B, state.position_B),
+        limit_B=state.limit_B,
+        status_B=jnp.where(running_B, ended_B, state.status_B),
+    )
+    return state, token_B, logprob_B
