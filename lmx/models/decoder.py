@@ -81,7 +81,10 @@ class Decoder(nn.Module):
             boxed = nn.with_logical_partitioning(init, axes)
             return self.param(name, boxed, (rows, c.width), dtype)
 
-        x_BLD = table("embedding", c.vocab_size, ("vocab", "embed"))[tokens_BL]
+        embedding = table("embedding", c.vocab_size, ("vocab", "embed"))
+        # Rows are looked up whole: gather the width first where it is split.
+        embedding = nn.with_logical_constraint(embedding, ("vocab", "features"))
+        x_BLD = embedding[tokens_BL]
         if c.positions == "learned":
             rows = table("position_embedding", c.context_length, ("position", "embed"))
             x_BLD = x_BLD + rows[positions_BL]

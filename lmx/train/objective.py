@@ -1,0 +1,71 @@
+"""What is minimised: from parameters and a batch to a loss for every token.
+
+An objective is a callable `(params, batch) -> Losses`. It never averages: the step
+divides by the weight of the whole global batch, once, so that neither gradient
+accumulation nor packing nor the mesh can change the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+
+from lmx.core.schema import ModelConfig, ObjectiveConfig
+from lmx.inputs.batch import Batch
+from lmx.models.decoder import Decoder, head_matrix
+from lmx.train.losses import cross_entropy
+
+
+class Losses(NamedTuple):
+    """Unreduced losses.
+
+    Attributes:
+      values: float32 [B, L], what the gradient is taken of.
+      weights: float32 [B, L], 0 where a token does not count.
+      metrics: name → float32 [B, L], averaged with the same weights and logged.
+    """
+
+    values: jnp.ndarray
+    weights: jnp.ndarray
+    metrics: Mapping[str, jnp.ndarray]
+
+
+class Objective(Protocol):
+    """A loss over a batch."""
+
+    def __call__(self, params: Any, batch: Batch) -> Losses: ...
+
+
+class NextToken:
+    """Cross-entropy of the next token, plus z_loss · log²Z (Chowdhery et al. 2022,
+    arXiv:2204.02311, section 5)."""
+
+    def __init__(self, model: ModelConfig, config: ObjectiveConfig):
+        self.model = model
+        self.config = config
+        self.decoder = Decoder(model)
+
+    def __call__(self, params: Any, batch: Batch) -> Losses:
+        hidden_BLD = self.decoder.apply(
+            {"params": params},
+            batch.tokens,
+            positions=batch.positions,
+            segment_ids=batch.segment_ids,
+        )
+        dtype = jnp.dtype(self.model.compute_dtype)
+        nll_T, log_z_T = cross_entropy(
+            hidden_BLD.reshape(-1, hidden_BLD.shape[-1]).astype(dtype),
+            head_matrix(params).astype(dtype),
+            batch.targets.reshape(-1),
+            chunks=self.config.vocab_chunks,
+            softcap=self.model.logit_softcap,
+        )
+        nll_BL = nll_T.reshape(batch.targets.shape)
+        penalty_BL = jnp.square(log_z_T).reshape(batch.targets.shape)
+        values_BL = nll_BL + self.config.z_loss * penalty_BL
+        return Losses(values_BL, batch.loss_weights, {"loss": nll_BL})
+
+
+OBJECTIVES = {"next_token": NextToken}
