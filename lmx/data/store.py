@@ -1,0 +1,259 @@
+"""Tokens on disk: one flat file, the start of every document, and a manifest.
+
+A document is stored as BOS, its tokens, EOS. All but BOS are predicted, so the summed
+loss over `source_bytes` is bits per byte with every byte, and the end, accounted for.
+
+    tokens.bin     uint16 (uint32 for vocabularies over 65,536), little-endian
+    offsets.npy    int64 [documents + 1]: where each document starts, then the end
+    manifest.json  counts, the tokenizer's fingerprint, size and sha256 of both files
+
+Sizes are checked at every opening; hashes too where the files are small enough (64 MiB,
+under 0.1 s), because a wrong bit in the data trains silently wrong. A store is written
+once: `atomic_directory` gives it its name when it is whole. Rows are not known here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmx.core import errors
+from lmx.inputs.tokenizers import Tokenizer
+
+FORMAT = 1
+HASHED_BYTES = 64 << 20
+BATCH_CHARACTERS = 1 << 20
+STALE_SECONDS = 24 * 3600
+
+Progress = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStore:
+    """The tokens of one split, read on demand."""
+
+    tokens: np.ndarray
+    """uint16 or uint32 [T], a memory map."""
+    offsets: np.ndarray
+    """int64 [documents + 1]."""
+    source_bytes: int
+    """UTF-8 bytes of the documents' text."""
+    fingerprint: str
+    """Of the tokenizer that made it."""
+    pad_id: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Returns how many tokens there are, each document's BOS and EOS included."""
+        return len(self.tokens)
+
+    @property
+    def num_documents(self) -> int:
+        """Returns how many documents there are."""
+        return len(self.offsets) - 1
+
+    @property
+    def num_targets(self) -> int:
+        """Returns how many tokens are predicted: all but the BOS of each document."""
+        return self.num_tokens - self.num_documents
+
+    def document(self, index: int) -> np.ndarray:
+        """Returns the tokens of one document, BOS and EOS included."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str]) -> TokenStore:
+        """Opens a store; raises a `DataError` where a file is missing or damaged."""
+        directory = Path(directory)
+        manifest = read_manifest(directory)
+        size = directory / "tokens.bin"
+        tokens: np.ndarray = np.zeros(0, manifest["dtype"])
+        if size.stat().st_size:
+            tokens = np.memmap(size, dtype=manifest["dtype"], mode="r")
+        return cls(
+            tokens=tokens,
+            offsets=np.load(directory / "offsets.npy"),
+            source_bytes=manifest["source_bytes"],
+            fingerprint=manifest["tokenizer"],
+            pad_id=manifest["pad_id"],
+        )
+
+
+def write_store(
+    directory: Path,
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    *,
+    progress: Progress = lambda done: None,
+) -> None:
+    """Encodes `texts` into `directory`, which is new and is the caller's to discard.
+
+    `progress` is called with the source bytes done so far.
+    """
+    directory.mkdir(parents=True)
+    dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+    ends = [0]
+    done = 0
+    with open(directory / "tokens.bin", "wb") as file:
+        for batch in _batches(texts):
+            for ids in _encode(tokenizer, batch):
+                document = [tokenizer.bos_id, *ids, tokenizer.eos_id]
+                file.write(np.asarray(document, dtype).tobytes())
+                ends.append(ends[-1] + len(document))
+            done += sum(len(text.encode()) for text in batch)
+            progress(done)
+        file.flush()
+        os.fsync(file.fileno())
+    np.save(directory / "offsets.npy", np.asarray(ends, np.int64))
+    manifest = {
+        "dtype": dtype,
+        "tokens": ends[-1],
+        "documents": len(ends) - 1,
+        "source_bytes": done,
+        "tokenizer": tokenizer.fingerprint,
+        "pad_id": tokenizer.pad_id,
+    }
+    write_manifest(directory, manifest)
+
+
+def write_manifest(directory: Path, content: dict[str, Any]) -> None:
+    """Writes manifest.json: `content`, and size and sha256 of each file beside it."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(directory.iterdir())
+        if path.is_file() and path.name != "manifest.json"
+    }
+    manifest = {"format": FORMAT, **content, "files": files}
+    with open(directory / "manifest.json", "w", encoding="utf-8") as file:
+        file.write(json.dumps(manifest, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Returns the manifest of a directory whose files are as it says.
+
+    Raises a `DataError` that names the first file that is not.
+    """
+    remedy = f"delete {directory} and run again to build it anew"
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text("utf-8"))
+        if manifest["format"] != FORMAT:
+            raise errors.DataError(
+                f"{directory} has format {manifest['format']}, not {FORMAT}; {remedy}"
+            )
+        for name, expected in manifest["files"].items():
+            path = directory / name
+            size = path.stat().st_size
+            if size != expected["bytes"]:
+                raise errors.DataError(
+                    f"{path} has {size:,} bytes, not {expected['bytes']:,}; {remedy}"
+                )
+            if size <= HASHED_BYTES and _sha256(path) != expected["sha256"]:
+                raise errors.DataError(f"{path} is damaged (sha256 differs); {remedy}")
+    except errors.DataError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise errors.DataError(
+            f"{directory} holds no readable data ({error}); {remedy}"
+        ) from error
+    return manifest
+
+
+@contextlib.contextmanager
+def atomic_directory(final: Path) -> Iterator[Path]:
+    """Yields an empty directory that becomes `final` when the block ends well.
+
+    Where two processes build the same, the first to finish wins and the other's copy
+    is discarded. After an error nothing is left. Raises a `StorageError` where it
+    cannot be written.
+    """
+    partial = final.with_name(f".partial-{final.name}-{secrets.token_hex(4)}")
+    try:
+        partial.mkdir(parents=True)
+        _remove_stale(final.parent)
+        yield partial
+        try:
+            os.rename(partial, final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    except OSError as error:
+        raise storage_error(final.parent, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def storage_error(directory: Path, error: OSError) -> errors.StorageError:
+    """Returns what to tell the user when `directory` cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    remedy = "free some space or" if full else "make it writable or"
+    return errors.StorageError(
+        f"cannot write prepared data to {directory}: {error.strerror or error}; "
+        f"{remedy} set data.cache_dir (or $LMX_CACHE) to another folder. "
+        "Nothing half-written was kept."
+    )
+
+
+def _remove_stale(parent: Path) -> None:
+    """Removes what killed builds left behind; a day is longer than any build."""
+    for path in parent.glob(".partial-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Groups texts so that a batch is worth all cores and fits in memory."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[list[int]]:
+    """Yields the ids of each text; a long one is encoded in parts, on several cores."""
+    if tokenizer.kind == "foreign":  # its tokens may look across any cut
+        yield from tokenizer.encode_batch(texts)
+        return
+    parts = [list(_parts(text)) for text in texts]
+    encoded = iter(tokenizer.encode_batch([part for some in parts for part in some]))
+    for some in parts:
+        yield [index for _ in some for index in next(encoded)]
+
+
+def _parts(text: str, size: int = BATCH_CHARACTERS // 4) -> Iterator[str]:
+    """Cuts a text where no token of ours can span: between a line end and a letter."""
+    start = 0
+    while len(text) - start > size:
+        cut = text.find("\n", start + size)
+        while 0 <= cut < len(text) - 1 and not text[cut + 1].isalpha():
+            cut = text.find("\n", cut + 1)
+        if cut < 0 or cut == len(text) - 1:
+            break
+        yield text[start : cut + 1]
+        start = cut + 1
+    yield text[start:]
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
