@@ -1,0 +1,585 @@
+"""Checkpoints come back bit for bit, or not at all and with the reason."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lmx.core.errors import (
+    IO_ERROR,
+    NO_CHECKPOINT,
+    CheckpointError,
+    StorageError,
+    UserError,
+)
+from lmx.core.schema import CheckpointConfig
+from lmx.core.trees import flatten_with_names
+from lmx.train.checkpoints import Checkpoints, state_digest
+from lmx.train.manifest import MANIFEST, verify
+
+
+@flax.struct.dataclass
+class State:
+    step: Any
+    params: Any
+    opt_state: Any
+    ema: Any
+
+
+def make_state(step=0, *, width=4, ema=False):
+    """A state with NamedTuples, bfloat16, scalars, None and odd bit patterns."""
+    rng = np.random.default_rng(step)
+    params = {
+        "embed": {"embedding": jnp.asarray(rng.normal(size=(8, width)), jnp.float32)},
+        "blocks": {
+            "0": {"kernel": jnp.asarray(rng.normal(size=(width, 3)), jnp.bfloat16)}
+        },
+        "odd": jnp.asarray([np.nan, -0.0, np.inf, 1e-45], jnp.float32),
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    return State(
+        step=jnp.int32(step),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(lambda leaf: leaf + 1, params) if ema else None,
+    )
+
+
+def abstract(state):
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state
+    )
+
+
+def open_in(path, *, report=None, **config):
+    lines = [] if report is None else report
+    return Checkpoints(
+        path / "checkpoints",
+        config=CheckpointConfig(**config),
+        facts={"config": "abc"},
+        report=lines.append,
+    )
+
+
+def save_steps(path, *steps, **config):
+    with open_in(path, **config) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make_state(step))
+    return path / "checkpoints"
+
+
+@pytest.fixture(scope="session")
+def two_steps(tmp_path_factory):
+    """A directory with steps 1 and 2, to be copied."""
+    return save_steps(tmp_path_factory.mktemp("two"), 1, 2)
+
+
+@pytest.fixture
+def run(tmp_path, two_steps):
+    shutil.copytree(two_steps, tmp_path / "checkpoints")
+    return tmp_path
+
+
+def files_of(directory):
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+# What is restored.
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    state = make_state(5, ema=True)
+    with open_in(tmp_path) as checkpoints:
+        checkpoints.save(5, state)
+        checkpoints.wait()
+        assert checkpoints.latest() == 5
+        found = checkpoints.restore(5, abstract(state))
+        assert checkpoints.facts(5) == {"config": "abc"}
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    assert state_digest(found) == state_digest(state)
+
+
+def test_a_new_process_side_reader_finds_it(run):
+    with open_in(run) as checkpoints:
+        step = checkpoints.latest()
+        found = checkpoints.restore(step, abstract(make_state(2)))
+    assert state_digest(found) == state_digest(make_state(2))
+
+
+def test_a_save_is_a_copy_although_the_next_steps_take_the_buffers(tmp_path):
+    advance = jax.jit(
+        lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0
+    )
+    state = advance({"params": {"w": jnp.zeros((512, 1024))}, "step": jnp.int32(0)})
+    shapes = abstract(state)
+    with open_in(tmp_path) as checkpoints:
+        for step in (1, 2):
+            expected = state_digest(state)
+            checkpoints.save(step, state)
+            for _ in range(5):
+                state = advance(state)
+            jax.block_until_ready(state)
+            checkpoints.wait()
+            assert state_digest(checkpoints.restore(step, shapes)) == expected
+
+
+def test_parameters_come_back_without_config_or_state(run):
+    with open_in(run) as checkpoints:
+        params = checkpoints.restore_params(2)
+        with pytest.raises(CheckpointError, match="holds no 'ema'"):
+            checkpoints.restore_params(2, weights="ema")
+    assert state_digest(params) == state_digest(make_state(2).params)
+    assert jax.tree.structure(params) == jax.tree.structure(make_state(2).params)
+
+
+def test_generation_gets_the_averaged_weights_where_there_are_any(tmp_path):
+    state = make_state(3, ema=True)
+    with open_in(tmp_path) as checkpoints:
+        checkpoints.save(3, state)
+        checkpoints.wait()
+        assert state_digest(checkpoints.restore_params(3)) == state_digest(state.ema)
+        params = checkpoints.restore_params(3, weights="params")
+    assert state_digest(params) == state_digest(state.params)
+
+
+RESHARD = """
+import sys, jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from lmx.train.checkpoints import Checkpoints, state_digest
+assert jax.device_count() == 8
+mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "tensor"))
+def leaf(shape, spec, dtype="float32"):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+like = {
+    "params": {"w": leaf((8, 16), P("data", "tensor")), "b": leaf((8,), P(None))},
+    "step": leaf((), P(), "int32"),
+}
+with Checkpoints(sys.argv[1]) as one:
+    state = one.restore(one.latest(), like)
+    assert state["params"]["w"].sharding.spec == P("data", "tensor")
+    print(state_digest(state), state_digest(one.restore_params(one.latest())))
+with Checkpoints(sys.argv[2]) as other:
+    other.save(1, state)
+"""
+
+
+def test_a_state_moves_from_one_device_to_eight_and_back(tmp_path):
+    state = {
+        "params": {
+            "w": jnp.arange(128, dtype=jnp.float32).reshape(8, 16) / 7,
+            "b": jnp.ones(8),
+        },
+        "step": jnp.int32(1),
+    }
+    with Checkpoints(tmp_path / "one") as checkpoints:
+        checkpoints.save(1, state)
+    result = subprocess.run(
+        [sys.executable, "-c", RESHARD, str(tmp_path / "one"), str(tmp_path / "eight")],
+        env=os.environ
+        | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "JAX_PLATFORMS": "cpu",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == [state_digest(state), state_digest(state["params"])]
+    with Checkpoints(tmp_path / "eight") as checkpoints:
+        found = checkpoints.restore(1, abstract(state))
+        params = checkpoints.restore_params(1)
+    assert state_digest(found) == state_digest(state)
+    assert state_digest(params) == state_digest(state["params"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: make_state(0, width=5), r"blocks/0/kernel has shape \(4, 3\), not"),
+        (lambda s: s.replace(step=jnp.float32(0)), "step is int32, not float32"),
+        (lambda s: s.replace(ema=s.params), "ema/blocks/0/kernel is missing"),
+        (lambda s: s.replace(opt_state=()), r"opt_state/.* has no place"),
+    ],
+)
+def test_a_state_of_another_shape_is_refused_by_the_name_of_a_leaf(run, change, said):
+    with open_in(run) as checkpoints, pytest.raises(CheckpointError, match=said) as e:
+        checkpoints.restore(2, abstract(change(make_state(0))))
+    assert "--workdir" in str(e.value)
+
+
+# What is found.
+
+
+def test_an_empty_or_absent_directory_is_a_fresh_start(tmp_path):
+    with open_in(tmp_path) as checkpoints:
+        assert checkpoints.latest() is None
+        assert checkpoints.recover() is None
+        assert not (tmp_path / "checkpoints").exists(), "reading makes nothing"
+        (tmp_path / "checkpoints").mkdir()
+        assert checkpoints.latest() is None
+
+
+def test_each_of_thirty_bit_flips_is_named_and_the_step_before_used(run):
+    step = run / "checkpoints" / "2"
+    files = files_of(step)
+    generator = random.Random(0)
+    for _ in range(30):
+        path = generator.choice([file for file in files if file.stat().st_size])
+        good = path.read_bytes()
+        position = generator.randrange(len(good) * 8)
+        bad = bytearray(good)
+        bad[position // 8] ^= 1 << position % 8
+        path.write_bytes(bad)
+        report: list[str] = []
+        assert open_in(run, report=report).latest() == 1
+        name = path.relative_to(step).as_posix()
+        assert len(report) == 1
+        assert report[0].startswith(f"checkpoint 2: {name}: ")
+        assert report[0].endswith("; using 1")
+        path.write_bytes(good)
+    assert open_in(run).latest() == 2
+
+
+def _shorten(run):
+    path = next(iter(sorted((run / "checkpoints" / "2" / "params" / "d").iterdir())))
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+HARMS = {
+    "empty newer step": lambda run: (run / "checkpoints" / "3").mkdir(),
+    "truncated file": _shorten,
+    "missing manifest": lambda run: (run / "checkpoints" / "2" / MANIFEST).unlink(),
+    "extra file": lambda run: (run / "checkpoints" / "2" / "junk").touch(),
+    "junk directory": lambda run: (run / "checkpoints" / "2" / "d").mkdir(),
+    "renamed step": lambda run: shutil.move(
+        run / "checkpoints" / "2", run / "checkpoints" / "9"
+    ),
+}
+EXPECTED = {"empty newer step": 2, "junk directory": 2}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_newest_step_is_passed_over_and_recovered_from(run, harm):
+    HARMS[harm](run)
+    report: list[str] = []
+    with open_in(run, report=report) as checkpoints:
+        before = files_of(run)
+        step = checkpoints.latest()
+        assert step == EXPECTED.get(harm, 1)
+        assert files_of(run) == before, "a reader moves nothing"
+        assert checkpoints.recover() == step
+        assert checkpoints.steps() == list(range(1, step + 1))
+        state = checkpoints.restore(step, abstract(make_state()))
+        assert state_digest(state) == state_digest(make_state(step))
+        checkpoints.save(step + 1, make_state(step + 1))
+        checkpoints.wait()
+        assert checkpoints.latest() == step + 1
+    moved = (run / "checkpoints" / "quarantine").exists()
+    assert moved == (len(report) == 1) == (harm != "junk directory")
+
+
+def test_things_that_are_not_steps_are_left_alone(run):
+    for name in ("junk", "-1", "007", "1e3", "٣"):
+        (run / "checkpoints" / name).mkdir()
+    (run / "checkpoints" / "12").write_text("a file")
+    with open_in(run) as checkpoints:
+        assert checkpoints.recover() == 2
+    assert (run / "checkpoints" / "junk").is_dir()
+    assert (run / "checkpoints" / "12").read_text() == "a file"
+
+
+def test_if_no_step_verifies_each_fault_is_named_and_nothing_moved(run):
+    _shorten(run)
+    (run / "checkpoints" / "1" / MANIFEST).unlink()
+    before = files_of(run)
+    for method in ("latest", "recover"):
+        with (
+            open_in(run) as checkpoints,
+            pytest.raises(CheckpointError) as failed,
+        ):
+            getattr(checkpoints, method)()
+        said = str(failed.value)
+        assert failed.value.exit_code == NO_CHECKPOINT
+        assert re.search(r"checkpoint 2: .* bytes instead of", said)
+        assert "checkpoint 1: manifest.json: missing" in said
+        assert "move the directory away" in said
+    assert files_of(run) == before
+
+
+def test_a_damaged_or_absent_step_is_not_restored(run):
+    _shorten(run)
+    with open_in(run) as checkpoints:
+        for step, said in ((2, "is damaged"), (7, r"there are \[1, 2\]")):
+            with pytest.raises(CheckpointError, match=said):
+                checkpoints.restore(step, abstract(make_state()))
+            with pytest.raises(CheckpointError, match=said):
+                checkpoints.restore_params(step)
+
+
+# What is kept.
+
+
+def test_pruning_keeps_the_last_and_the_multiples(tmp_path):
+    save_steps(tmp_path, 2, 3, 4, 5, 6, 7, keep_last=2, keep_every_steps=4)
+    assert open_in(tmp_path).steps() == [4, 6, 7]
+    assert not files_of(tmp_path / "checkpoints" / "saving")
+
+
+def test_the_last_good_step_is_kept_while_the_next_is_being_saved(
+    tmp_path, monkeypatch
+):
+    from lmx.train import checkpoints as module
+
+    save_steps(tmp_path, 1, keep_last=1)
+    seen = []
+
+    def look(directory, **how):
+        seen.append(open_in(tmp_path).latest())
+        return module_write(directory, **how)
+
+    module_write = module.write_manifest
+    monkeypatch.setattr(module, "write_manifest", look)
+    save_steps(tmp_path, 2, keep_last=1)
+    assert seen == [1]
+    assert open_in(tmp_path).steps() == [2]
+
+
+@pytest.mark.parametrize("wrong", [{"keep_last": 0}, {"keep_every_steps": 0}])
+def test_keeping_nothing_is_refused(tmp_path, wrong):
+    with pytest.raises(UserError, match="at least 1"):
+        open_in(tmp_path, **wrong)
+
+
+def test_a_restored_step_is_not_saved_again_but_later_ones_replace_old_ones(run):
+    report: list[str] = []
+    with open_in(run, report=report) as checkpoints:
+        checkpoints.restore(1, abstract(make_state()))
+        checkpoints.save(1, make_state(99))
+        checkpoints.save(2, make_state(98))
+        checkpoints.wait()
+        assert state_digest(checkpoints.restore_params(1)) == state_digest(
+            make_state(1).params
+        )
+        assert state_digest(checkpoints.restore_params(2)) == state_digest(
+            make_state(98).params
+        )
+    assert report == ["checkpoint 2: left by an earlier run; moved aside"]
+    assert verify(run / "checkpoints" / "quarantine" / "2").step == 2
+
+
+def test_the_age_is_that_of_the_newest_state_on_the_disk(tmp_path, monkeypatch):
+    from lmx.train import checkpoints as module
+
+    now = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with open_in(tmp_path) as checkpoints:
+        now[0] = 107.0
+        assert checkpoints.age_seconds() == 7, "before a save: since the start"
+        checkpoints.save(1, make_state(1))
+        now[0] = 110.0
+        checkpoints.wait()
+        assert checkpoints.age_seconds() == 3, "since it was taken, not written"
+
+
+# What goes wrong while saving.
+
+SAVER = """
+import sys
+import jax.numpy as jnp
+from lmx.train.checkpoints import Checkpoints
+with Checkpoints(sys.argv[1]) as checkpoints:
+    first = (checkpoints.recover() or 0) + 1
+    for step in range(first, 10_000):
+        checkpoints.save(step, {"params": {"w": jnp.full((256, 1024), step)}})
+        if step == first:
+            checkpoints.wait()
+            print("ready", flush=True)
+"""
+
+
+def test_a_kill_during_a_save_leaves_the_steps_before_it_verifying(tmp_path):
+    generator = random.Random(1)
+    newest = 0
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", SAVER, str(tmp_path)], stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(generator.random() / 4)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        report: list[str] = []
+        checkpoints = Checkpoints(tmp_path, report=report.append)
+        step = checkpoints.latest() or 0
+        assert step > newest
+        assert report == [], "a kill leaves no damaged step behind"
+        newest = step
+    with checkpoints:
+        assert float(checkpoints.restore_params(newest)["w"].min()) == newest
+
+
+LIMITED = """
+import resource, sys
+import jax.numpy as jnp
+from lmx.core.errors import StorageError
+from lmx.train.checkpoints import Checkpoints
+state = {"params": {"w": jnp.arange(300_000.0)}}  # does not compress to nothing
+with Checkpoints(sys.argv[1], report=print) as checkpoints:
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    checkpoints.save(2, {"params": {"w": state["params"]["w"][::-1] * 1.1}})
+    while True:
+        checkpoints.check()
+"""
+
+
+def test_a_save_that_the_system_refuses_is_raised_by_the_next_check(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path / "c")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    last = result.stderr.strip().splitlines()[-1]
+    assert "StorageError" in last, result.stderr
+    assert f"cannot save checkpoint 2 to {tmp_path / 'c'}: File too large" in last
+    assert "--workdir" in last
+    assert "absl" not in result.stderr
+    report: list[str] = []
+    with Checkpoints(tmp_path / "c", report=report.append) as checkpoints:
+        assert checkpoints.latest() == 1
+        assert checkpoints.restore_params(1)["w"].shape == (300_000,)
+    assert report == []
+    assert not files_of(tmp_path / "c" / "saving")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MB, where the system allows to mount one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)],
+        capture_output=True,
+        check=False,
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting needs root")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_a_full_disk_is_noticed_and_costs_no_checkpoint(small_disk):
+    rng = np.random.default_rng(0)
+
+    def noise(size):
+        return {"params": {"w": jnp.asarray(rng.normal(size=size), jnp.float32)}}
+
+    with Checkpoints(small_disk) as checkpoints:
+        checkpoints.save(1, noise(200_000))
+        checkpoints.save(2, noise(2_000_000))
+        with pytest.raises(StorageError, match=r"checkpoint 2 to .*free some") as e:
+            checkpoints.wait()
+        assert e.value.exit_code == IO_ERROR
+        assert str(small_disk) in str(e.value)
+        checkpoints.check()  # raised once
+        assert checkpoints.latest() == 1
+        checkpoints.save(3, noise(100_000))  # the space of the failed one is free
+        checkpoints.wait()
+        assert checkpoints.latest() == 3
+
+
+def test_a_failed_save_is_not_lost_at_the_end(tmp_path, monkeypatch):
+    from lmx.train import checkpoints as module
+
+    def full(*_, **__):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(module, "write_manifest", full)
+    with pytest.raises(StorageError, match="free some space"):
+        save_steps(tmp_path, 1)
+    report: list[str] = []
+    with contextlib.suppress(KeyError), open_in(tmp_path, report=report) as checkpoints:
+        checkpoints.save(1, make_state(1))
+        raise KeyError
+    assert len(report) == 1
+    assert "the last checkpoint was not saved: cannot save checkpoint 1" in report[0]
+    assert open_in(tmp_path).latest() is None
+
+
+def test_a_bug_in_the_background_is_not_dressed_as_a_storage_error(
+    tmp_path, monkeypatch
+):
+    from lmx.train import checkpoints as module
+
+    monkeypatch.setattr(module, "write_manifest", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_steps(tmp_path, 1)
+
+
+def test_a_file_in_the_way_is_a_storage_error(tmp_path):
+    (tmp_path / "checkpoints").write_text("mine")
+    for use in (
+        lambda c: c.latest(),
+        lambda c: c.recover(),
+        lambda c: c.save(1, make_state(1)),
+    ):
+        with open_in(tmp_path) as checkpoints, pytest.raises(StorageError, match="way"):
+            use(checkpoints)
+    assert (tmp_path / "checkpoints").read_text() == "mine"
+
+
+# The digest.
+
+
+def test_the_digest_sees_every_bit_name_shape_and_dtype():
+    base = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, np.int32)}
+    others = [
+        base | {"a": np.zeros((3, 2), np.float32)},
+        base | {"a": np.zeros((2, 3), np.int32)},
+        base | {"a": -np.zeros((2, 3), np.float32)},
+        {"a": base["a"], "c": base["b"]},
+        {"a": base["b"], "b": base["a"]},
+        {"a": base["a"]},
+    ]
+    digests = {state_digest(tree) for tree in [base, *others]}
+    assert len(digests) == len(others) + 1
+    assert state_digest({"b": base["b"], "a": jnp.asarray(base["a"])}) == state_digest(
+        base
+    )
+
+
+def test_the_items_of_a_checkpoint_can_be_read_without_lmx(run):
+    import orbax.checkpoint as ocp  # the independent reader
+
+    reader = ocp.PyTreeCheckpointer()
+    state = make_state(2)
+    for item in ("params", "train"):
+        saved = reader.metadata(run / "checkpoints" / "2" / item).item_metadata.tree
+        names = {name for name, _ in flatten_with_names(state)}
+        mine = {name for name in names if name.startswith("params/")}
+        assert set(saved) == (mine if item == "params" else names - mine)
+    how = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in mine}
+    found = reader.restore(
+        run / "checkpoints" / "2" / "params", item=how, restore_args=how
+    )
+    assert state_digest(found) == state_digest({"params": state.params})
