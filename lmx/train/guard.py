@@ -14,9 +14,6 @@ import jax
 import jax.numpy as jnp
 
 HISTORY = 128
-# The least standard deviation, relative to the mean, that is told from rounding. It
-# keeps a history of equal values from refusing everything above them.
-_LEAST_SPREAD = 1e-3
 
 Tree = TypeVar("Tree")
 
@@ -48,9 +45,7 @@ def _limit(history: jax.Array, full: jax.Array, sigmas: float | None) -> jax.Arr
     """Returns the largest value that is no spike; infinity while history is short."""
     if sigmas is None:
         return jnp.array(jnp.inf, jnp.float32)
-    mean = jnp.mean(history)
-    spread = jnp.maximum(jnp.std(history), _LEAST_SPREAD * jnp.abs(mean))
-    return jnp.where(full, mean + sigmas * spread, jnp.inf)
+    return jnp.where(full, jnp.mean(history) + sigmas * jnp.std(history), jnp.inf)
 
 
 def admit(
@@ -63,10 +58,12 @@ def admit(
     """Returns whether the step may be taken, and the guard after it.
 
     A spike is a loss or norm more than `spike_sigmas` standard deviations above the
-    mean of the last 128, once there are 128 (the rule of OLMo-core, with 6). A refused
-    spike enters the history too, lowered to the limit it broke: so a lasting shift of
-    level raises the limit by a share of itself at each step and is accepted soon,
-    while one wild value cannot blind the guard. Non-finite values never enter.
+    mean of the last 128, once there are 128. As in OLMo-core, whose rule this is
+    (with 6), refused spikes enter that history too. So no shift of level, however
+    large, is refused forever: a value that makes up a share p of the history is at
+    most sqrt((1 - p) / p) deviations above its mean, and is accepted after
+    128 / (1 + spike_sigmas²) refusals, which is 4 for 6 sigmas. The price is a guard
+    that sees less for 128 steps after a wild value. Non-finite ones never enter.
 
     Args:
         guard: the state before the step.
@@ -78,24 +75,24 @@ def admit(
     grad_norm = jnp.asarray(grad_norm, jnp.float32)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     full = guard.recorded >= HISTORY
-    loss_limit = _limit(guard.losses, full, spike_sigmas)
-    norm_limit = _limit(guard.grad_norms, full, spike_sigmas)
-    spike = finite & ((loss > loss_limit) | (grad_norm > norm_limit))
+    spike = finite & (
+        (loss > _limit(guard.losses, full, spike_sigmas))
+        | (grad_norm > _limit(guard.grad_norms, full, spike_sigmas))
+    )
     accept = finite & ~spike
 
     slot = guard.recorded % HISTORY
 
-    def record(history: jax.Array, value: jax.Array, limit: jax.Array) -> jax.Array:
-        value = jnp.where(finite, jnp.minimum(value, limit), history[slot])
-        return history.at[slot].set(value)
+    def record(history: jax.Array, value: jax.Array) -> jax.Array:
+        return history.at[slot].set(jnp.where(finite, value, history[slot]))
 
     return accept, GuardState(
         skipped=guard.skipped + (~accept).astype(jnp.int32),
         spikes=guard.spikes + spike.astype(jnp.int32),
         consecutive=jnp.where(finite, 0, guard.consecutive + 1).astype(jnp.int32),
         recorded=guard.recorded + finite.astype(jnp.int32),
-        losses=record(guard.losses, loss, loss_limit),
-        grad_norms=record(guard.grad_norms, grad_norm, norm_limit),
+        losses=record(guard.losses, loss),
+        grad_norms=record(guard.grad_norms, grad_norm),
     )
 
 

@@ -6,7 +6,7 @@ the step needs the norm anyway (`clip_by_norm`), and neither is the decision to 
 step (`guard.py`).
 
 Parameters of the blocks are stacked over layers: `blocks/0/mlp/up/kernel` is
-`[layers, in, out]`. Whatever looks at a matrix as a whole (Muon, Adafactor) must look
+`[layers, in, out]`, and so is what `tail` holds of a last, shorter period. Whatever looks at a matrix as a whole (Muon, Adafactor) must look
 at each layer's own; `matrix_axes` says where it is.
 """
 
@@ -30,8 +30,8 @@ Params: TypeAlias = Any
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 MatrixAxes: TypeAlias = optax.contrib.MuonDimensionNumbers
 
-_STACKED = re.compile(r"(^|/)blocks/")
-_MATRIX = re.compile(r"(^|/)blocks/(.*/)?kernel$")
+_STACKED = re.compile(r"(^|/)(blocks|tail)/")
+_MATRIX = re.compile(r"(^|/)(blocks|tail)/(.*/)?kernel$")
 _INTO_HEADS = re.compile(r"(^|/)(query|key|value)/kernel$")
 # Adafactor factors a matrix only where both sides reach this (Shazeer, 1804.04235,
 # as in optax); smaller ones would save nothing.
@@ -302,6 +302,24 @@ def _in_float32(inner: optax.GradientTransformation) -> Optimizer:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _check(config: OptimConfig) -> None:
+    compile_patterns(config.no_decay)
+    for key in ("beta1", "beta2", "ema_decay"):
+        value = getattr(config, key)
+        if value is not None and not 0.0 <= value < 1.0:
+            raise UserError(f"optim.{key} is {value}; a decay is at least 0, below 1")
+    positive = ("learning_rate", "matrix_learning_rate", "epsilon")
+    for key in (*positive, "clip_norm", "spike_sigmas"):
+        value = getattr(config, key)
+        if value is not None and not value > 0.0:
+            off = "" if key in positive else ", or None to turn it off"
+            raise UserError(f"optim.{key} is {value}; it must be above 0{off}")
+    if not config.weight_decay >= 0.0:
+        raise UserError(
+            f"optim.weight_decay is {config.weight_decay}; it must be 0 (none) or more"
+        )
+
+
 def make_optimizer(config: OptimConfig, *, steps: int) -> Optimizer:
     """Returns the optimizer of a run of `steps` steps.
 
@@ -316,11 +334,7 @@ def make_optimizer(config: OptimConfig, *, steps: int) -> Optimizer:
         UserError: an unknown optimizer or schedule, or an option out of its range.
     """
     build = pick(OPTIMIZERS, config.name, "optim.name")
-    compile_patterns(config.no_decay)
-    for key in ("beta1", "beta2"):
-        value = getattr(config, key)
-        if not 0.0 <= value < 1.0:
-            raise UserError(f"optim.{key} is {value}; it must be in [0, 1)")
+    _check(config)
     return _in_float32(build(config, steps))
 
 
