@@ -6,8 +6,9 @@ the step needs the norm anyway (`clip_by_norm`), and neither is the decision to 
 step (`guard.py`).
 
 Parameters of the blocks are stacked over layers: `blocks/0/mlp/up/kernel` is
-`[layers, in, out]`, and so is what `tail` holds of a last, shorter period. Whatever looks at a matrix as a whole (Muon, Adafactor) must look
-at each layer's own; `matrix_axes` says where it is.
+`[layers, in, out]`, and so is what `tail` holds of a last, shorter period. Whatever
+looks at a matrix as a whole (Muon, Adafactor) must look at each layer's own;
+`matrix_axes` says where it is.
 """
 
 from __future__ import annotations
