@@ -1,0 +1,1 @@
+"""What a run did: its plots. It reads records; it measures nothing."""
