@@ -47,6 +47,12 @@ class StorageError(UserError):
     exit_code = IO_ERROR
 
 
+class Preempted(UserError):
+    """The run was asked to stop, saved, and can be started again."""
+
+    exit_code = PREEMPTED
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the nearest option, or the options."""
     options = [str(option) for option in options]

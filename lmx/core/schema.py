@@ -210,7 +210,10 @@ class EvalsConfig:
     """What is measured along the way and at the end."""
 
     every_steps: int = knob(200, "Steps between evaluations; the last step has one too.")
-    batches: int = knob(8, "Validation batches per evaluation; the last one uses all.")
+    batches: int = knob(8, "Validation batches per evaluation along the way.")
+    final_batches: int | None = knob(
+        None, "Validation batches of the last evaluation; None is the whole split."
+    )
     prompts: tuple[str, ...] = knob((), "Prompts continued at the end.")
     new_tokens: int = knob(96, "Tokens written for each prompt.")
     temperature: float = knob(0.7, "Sampling temperature of those samples.")

@@ -138,3 +138,21 @@ def _check(c: ModelConfig) -> None:
         raise UserError(
             f"model.window={c.window} must be at least 1: model.pattern has 'window'"
         )
+
+
+def flops_per_token(c: ModelConfig) -> float:
+    """Returns the FLOPs of one training step per token, as MFU counts them.
+
+    6 per parameter that multiplies, and 12 · layers · heads · head size · context for
+    attention without the saving of causality (Chowdhery et al. 2022, arXiv:2204.02311,
+    appendix B). A window shortens the context of its layers.
+    """
+    tables = (c.vocab_size or 0) * c.width * (0 if c.head == "tied" else 1)
+    tables += c.context_length * c.width if c.positions == "learned" else 0
+    seen = [
+        min(c.context_length, c.window or c.context_length)
+        if c.pattern[i % len(c.pattern)] == "window"
+        else c.context_length
+        for i in range(c.num_layers)
+    ]
+    return 6 * (parameter_count(c) - tables) + 12 * c.num_heads * c.head_dim * sum(seen)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lmx.core.schema import OptimConfig
 from lmx.train.guard import GuardState, init_guard
-from lmx.train.optimizers import Optimizer, eval_params, init_ema
+from lmx.train.optimizers import Optimizer, eval_params, init_ema, update_ema
 
 
 @flax.struct.dataclass
@@ -22,7 +22,7 @@ class TrainState:
       step: int32, optimizer steps done, refused ones included.
       params: the weights.
       opt_state: of the optimizer.
-      ema: float32 average of the weights, or None.
+      ema: float32 average of the weights, for evaluation and generation, or None.
       guard: history and counts of refused steps.
     """
 
@@ -34,22 +34,36 @@ class TrainState:
 
 
 def init_state(
-    rng: jax.Array, decoder: nn.Module, optimizer: Optimizer, *, ema: bool
+    rng: jax.Array, decoder: nn.Module, optimizer: Optimizer, config: OptimConfig
 ) -> TrainState:
     """Returns the state before the first step; `rng` decides the initial weights."""
     tokens = jnp.zeros((1, min(8, decoder.config.context_length)), jnp.int32)
     params = nn.meta.unbox(decoder.init(rng, tokens)["params"])
+    averaged = config.ema_decay is not None or config.name == "schedule_free_adamw"
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
-        ema=init_ema(params) if ema else None,
+        ema=init_ema(params) if averaged else None,
         guard=init_guard(),
     )
 
 
-def weights_to_use(state: TrainState, config: OptimConfig) -> Any:
+def update_average(
+    state: TrainState, params: Any, opt_state: Any, config: OptimConfig
+) -> Any:
+    """Returns the average of the weights after a step to `params`, None if not kept.
+
+    A schedule-free optimizer brings its own average; `ema_decay` does not apply to it.
+    """
+    if config.name == "schedule_free_adamw":
+        average = eval_params(config, opt_state, params)
+        return jax.tree.map(lambda a, e: a.astype(e.dtype), average, state.ema)
+    if config.ema_decay is None:
+        return None
+    return update_ema(state.ema, params, config.ema_decay, state.step + 1)
+
+
+def weights_to_use(state: TrainState) -> Any:
     """Returns the weights to evaluate and sample from: the average if there is one."""
-    if state.ema is None:
-        return eval_params(config, state.opt_state, state.params)
-    return jax.tree.map(lambda e, p: e.astype(p.dtype), state.ema, state.params)
+    return state.params if state.ema is None else state.ema

@@ -20,8 +20,8 @@ from lmx.core.schema import OptimConfig
 from lmx.inputs.batch import Batch
 from lmx.train.guard import admit, select
 from lmx.train.objective import Objective
-from lmx.train.optimizers import Optimizer, clip_by_norm, update_ema
-from lmx.train.state import TrainState
+from lmx.train.optimizers import Optimizer, clip_by_norm
+from lmx.train.state import TrainState, update_average
 
 Reduce = Callable[[Any], Any]
 
@@ -64,9 +64,7 @@ def train_step(
         grad_fn=lambda params: mean_gradient(params)[0],
     )
     params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if config.ema_decay is not None:
-        ema = update_ema(ema, params, config.ema_decay, state.step + 1)
+    ema = update_average(state, params, opt_state, config)
     params, opt_state, ema = select(
         accept, (params, opt_state, ema), (state.params, state.opt_state, state.ema)
     )

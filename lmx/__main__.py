@@ -1,0 +1,66 @@
+"""The command line: `lmx COMMAND …`. It parses nothing but the command's name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+
+from lmx.core.errors import BUG, DONE, INTERRUPTED, USAGE, UserError, did_you_mean
+
+# Command → (module with `main(argv)`, what it does). Modules load when they are run.
+COMMANDS = {
+    "train": ("lmx.run.train_command", "train an experiment, or go on with one"),
+    "generate": ("lmx.run.generate_command", "continue prompts with a trained model"),
+    "config": ("lmx.run.config_command", "show, compare and explain options"),
+}
+HELP = """lmx: the whole life of a language model, in JAX
+
+usage: lmx COMMAND [OPTIONS]
+
+{commands}
+
+  lmx COMMAND --help    options and an example
+
+example:
+  lmx train --config=experiments/quickstart.py
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and returns its exit code (see `lmx/core/errors.py`)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        rows = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+        print(HELP.format(commands="\n".join(rows)))
+        return DONE if argv else USAGE
+    if argv[0] in ("--version", "version"):
+        from lmx import __version__
+
+        print(f"lmx {__version__}")
+        return DONE
+    if argv[0] not in COMMANDS:
+        near = did_you_mean(argv[0], COMMANDS)
+        print(f"lmx: unknown command {argv[0]!r}{near}", file=sys.stderr)
+        return USAGE
+    try:
+        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+    except UserError as error:
+        print(f"lmx {argv[0]}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away: that is how `| head` ends us.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except Exception:
+        traceback.print_exc()
+        print("lmx: this is a bug of lmx; please report it", file=sys.stderr)
+        return BUG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

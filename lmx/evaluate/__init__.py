@@ -1,0 +1,1 @@
+"""Measuring a model: perplexity, compression baselines, syntax of what it writes."""

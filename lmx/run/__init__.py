@@ -1,0 +1,1 @@
+"""One page per verb, and the wiring: the only package that knows all the others."""

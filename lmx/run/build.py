@@ -1,0 +1,178 @@
+"""From a config to objects: the one place where the parts of lmx meet.
+
+`build` answers, in order: which text and tokens, which model, which devices, what is
+minimised and how, and compiles nothing. `Experiment.compile_step` compiles once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax import lax
+
+from lmx.core.config import fingerprint
+from lmx.core.errors import DataError, UserError, pick
+from lmx.core.schema import ExperimentConfig, ModelConfig
+from lmx.data.pipeline import Batches, Corpus, prepare
+from lmx.models.decoder import Decoder, abstract_params
+from lmx.models.sizes import resolve
+from lmx.parallel.mesh import make_mesh
+from lmx.parallel.partition import Partition
+from lmx.parallel.rules import RULES
+from lmx.train.objective import OBJECTIVES, Objective
+from lmx.train.optimizers import Optimizer, make_optimizer
+from lmx.train.state import TrainState, init_state
+from lmx.train.step import eval_step, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that a run needs, made from one config whose numbers are resolved."""
+
+    config: ExperimentConfig
+    corpus: Corpus
+    partition: Partition
+    objective: Objective
+    optimizer: Optimizer
+    abstract_state: TrainState
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint remembers of how it was made."""
+        from lmx import __version__
+
+        return {
+            "lmx": __version__,
+            "config": fingerprint(self.config),
+            "tokenizer": self.corpus.tokenizer.fingerprint,
+        }
+
+    def init(self) -> TrainState:
+        """Returns the first state, initialised on the devices it belongs to."""
+        make = partial(
+            init_state,
+            decoder=Decoder(self.config.model),
+            optimizer=self.optimizer,
+            config=self.config.optim,
+        )
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        return self.partition.jit(make, out=shardings)(jax.random.key(self.config.seed))
+
+    def batches(self, corpus_split: str = "train") -> Batches:
+        """Returns the rows of one split, as the config cuts and orders them."""
+        data = self.config.data
+        return Batches(
+            getattr(self.corpus, corpus_split),
+            batch_size=data.batch_size,
+            context_length=self.config.model.context_length,
+            seed=self.config.seed,
+            shuffle=data.shuffle,
+            packing=data.packing,
+            prefetch=data.prefetch_batches,
+            workers=data.workers,
+        )
+
+    def step_function(self) -> Callable:
+        """Returns the training step to call: jit over the mesh, or pmap."""
+        step = partial(
+            train_step,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            config=self.config.optim,
+        )
+        if self.config.parallel.step == "pmap":
+            return _pmapped(step)
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        return self.partition.jit(
+            step, out=(shardings, self.partition.replicated), donate=(0,)
+        )
+
+    def eval_function(self) -> Callable:
+        """Returns the compiled `(params, batch) → sums`."""
+        step = partial(eval_step, objective=self.objective)
+        return self.partition.jit(step, out=self.partition.replicated)
+
+
+def build(
+    config: ExperimentConfig, *, report: Callable[[str], None] = print
+) -> Experiment:
+    """Returns the experiment of `config`; raises `UserError`s before anything runs."""
+    check_shape(config)
+    corpus = prepare(
+        config.data,
+        context_length=config.model.context_length,
+        seed=config.seed,
+        report=report,
+    )
+    config = with_tokenizer(config, corpus.tokenizer.vocab_size)
+    model = config.model
+    partition = Partition(
+        make_mesh(config.parallel), pick(RULES, config.parallel.rules, "rules")
+    )
+    boxed = abstract_params(model)
+    partition.check(boxed, config.data.batch_size // config.optim.accumulate_steps)
+    if config.parallel.step == "pmap" and max(
+        partition.mesh.shape["fsdp"], partition.mesh.shape["tensor"]
+    ) != 1:
+        raise UserError(
+            "parallel.step='pmap' splits the batch only: set parallel.fsdp=1 and "
+            "parallel.tensor=1, or parallel.step='jit'"
+        )
+    optimizer = make_optimizer(config.optim, steps=config.steps)
+    make = partial(
+        init_state, decoder=Decoder(model), optimizer=optimizer, config=config.optim
+    )
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    shardings = partition.state_shardings(shapes, boxed)
+    return Experiment(
+        config=config,
+        corpus=corpus,
+        partition=partition,
+        objective=pick(OBJECTIVES, config.objective.name, "objective")(
+            model, config.objective
+        ),
+        optimizer=optimizer,
+        abstract_state=jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            shapes,
+            shardings,
+        ),
+    )
+
+
+def check_shape(config: ExperimentConfig) -> None:
+    """Raises a `UserError` for an impossible model before any data is touched."""
+    resolve(config.model, vocab_size=config.model.vocab_size or config.data.vocab_size)
+
+
+def with_tokenizer(config: ExperimentConfig, vocab_size: int) -> ExperimentConfig:
+    """Returns `config` with its model resolved for a tokenizer of `vocab_size`."""
+    model: ModelConfig = resolve(config.model, vocab_size=vocab_size)
+    if model.vocab_size is not None and model.vocab_size < vocab_size:
+        raise DataError(
+            f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's "
+            f"{vocab_size}; raise it, or set it to None"
+        )
+    return dataclasses.replace(config, model=model)
+
+
+def _pmapped(step: Callable) -> Callable:
+    """Returns `step` compiled by pmap, with whole arrays in and out like jit's."""
+
+    def local_step(state, batch):
+        return step(state, batch, all_reduce=lambda sums: lax.psum(sums, "devices"))
+
+    compiled = jax.pmap(
+        local_step, axis_name="devices", in_axes=(None, 0), out_axes=None
+    )
+
+    def call(state, batch):
+        devices = jax.local_device_count()
+        rows = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+        return compiled(state, rows)
+
+    return call

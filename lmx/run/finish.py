@@ -1,0 +1,112 @@
+"""The end of a training run: the last evaluation, samples, a plot, the final screen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lmx.core.workdir import write_atomic
+from lmx.evaluate.compression import compressed_bits_per_byte
+from lmx.evaluate.syntax import first_function, parses
+from lmx.generate.decode import Generator
+from lmx.generate.sampling import SamplingConfig
+from lmx.generate.text import complete
+from lmx.report.plots import plot_losses
+from lmx.run.build import Experiment
+from lmx.run.train import SUMMARY, evaluator
+from lmx.train.metrics import FILE_NAME
+from lmx.train.state import TrainState, weights_to_use
+
+FUNCTION_PROMPT = "def "
+
+
+def finish(
+    experiment: Experiment, state: TrainState, folder: Path, *, say: Callable
+) -> dict[str, Any]:
+    """Evaluates, samples, plots, prints the final screen and returns the summary."""
+    config = experiment.config
+    say("evaluating on the validation split")
+    measured = evaluator(experiment, final=True)(state)
+    summary: dict[str, Any] = {
+        "step": int(state.step),
+        "validation": {
+            "loss": round(measured["eval/validation/loss"], 4),
+            "bits_per_byte": round(measured["eval/validation/bpb"], 4),
+        },
+        "compressors": {},
+        "skipped_steps": int(state.guard.skipped),
+    }
+    if config.evals.compressors:
+        text = experiment.corpus.validation_text()
+        summary["validation"]["bytes"] = len(text)
+        for name in config.evals.compressors:
+            label, bits = compressed_bits_per_byte(name, text)
+            summary["compressors"][label] = round(bits, 4)
+    write_samples(experiment, weights_to_use(state), summary)
+    write_atomic(folder / "samples.txt", samples_text(summary))
+    plot_losses(folder / FILE_NAME, folder / "loss.png")
+    say(final_screen(summary, folder))
+    write_atomic(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def write_samples(experiment: Experiment, params: Any, summary: dict) -> None:
+    """Adds samples for the fixed prompts, and the share of functions that parse."""
+    evals, tokenizer = experiment.config.evals, experiment.corpus.tokenizer
+    generator = Generator(
+        experiment.config.model,
+        params,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+        bos_id=tokenizer.bos_id,
+    )
+    sampling = SamplingConfig(
+        temperature=evals.temperature,
+        max_new_tokens=evals.new_tokens,
+        seed=experiment.config.seed,
+        long_prompt="cut",
+    )
+    if evals.prompts:
+        texts = complete(generator, tokenizer, list(evals.prompts), sampling)
+        summary["samples"] = [
+            {"prompt": prompt, "text": done.text}
+            for prompt, done in zip(evals.prompts, texts, strict=True)
+        ]
+    if evals.function_samples:
+        prompts = [FUNCTION_PROMPT] * evals.function_samples
+        done = complete(generator, tokenizer, prompts, sampling)
+        functions = [first_function(FUNCTION_PROMPT + d.text) for d in done]
+        summary["functions"] = {
+            "sampled": len(functions),
+            "parse": sum(map(parses, functions)),
+        }
+
+
+def samples_text(summary: dict) -> str:
+    """Returns prompts and continuations as a readable file."""
+    parts = [f"{s['prompt']}{s['text']}" for s in summary.get("samples", [])]
+    return "\n\n".join(f"--- sample {i + 1}\n{p}" for i, p in enumerate(parts)) + "\n"
+
+
+def final_screen(summary: dict, folder: Path) -> str:
+    """Returns the text that ends a run: scores beside compressors, samples, files."""
+    validation = summary["validation"]
+    rows = [("this model", validation["bits_per_byte"]), *summary["compressors"].items()]
+    lines = ["", f"step {summary['step']:,}: validation bits per byte"]
+    worst = max(bits for _, bits in rows)
+    for name, bits in rows:
+        lines.append(f"  {name:<12}{bits:6.3f}  {'█' * max(1, round(40 * bits / worst))}")
+    for sample in summary.get("samples", []):
+        lines += ["", "─" * 72, f"{sample['prompt']}{sample['text']}".rstrip()]
+    if "functions" in summary:
+        parse, sampled = summary["functions"]["parse"], summary["functions"]["sampled"]
+        share = f"{parse} of {sampled} ({parse / sampled:.0%})"
+        lines += ["", "─" * 72, f"sampled functions that ast.parse accepts: {share}"]
+    lines += [
+        "",
+        f"written: {folder}/loss.png, metrics.jsonl, samples.txt, tensorboard/",
+        f'next:    lmx generate --workdir={folder} --prompt="def "',
+    ]
+    return "\n".join(lines)

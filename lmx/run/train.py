@@ -1,0 +1,275 @@
+"""`lmx train`: from a config and a workdir to a trained model, resuming what is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lmx.core import config as configs
+from lmx.core.errors import DataError, UserError
+from lmx.core.schema import ExperimentConfig
+from lmx.core.workdir import claim, write_atomic
+
+Say = Callable[[str], object]
+SUMMARY = "summary.json"
+
+
+def train(config: ExperimentConfig, workdir: str | Path, *, say: Say = print) -> dict:
+    """Trains `config` in `workdir` and returns its summary; resumes what is there.
+
+    Raises:
+      UserError: with the exit code of what went wrong (see `core/errors.py`).
+    """
+    from lmx.train.checkpoints import Checkpoints
+    from lmx.train.preemption import Preemption
+
+    with claim(workdir) as folder, Preemption() as preemption:
+        check_resumable(config, folder, say=say)
+        with Checkpoints(
+            folder / "checkpoints", config=config.checkpoint, report=say
+        ) as checkpoints:
+            step = checkpoints.recover()
+            summary = read_summary(folder)
+            if step is not None and step >= config.steps:
+                if summary is not None and summary["step"] >= config.steps:
+                    say(finished_message(step, folder))
+                    return summary
+            return _run(config, folder, checkpoints, preemption, step, say)
+
+
+def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: Say):
+    """Builds everything, trains what is left, evaluates and writes the results."""
+    from lmx.run.build import build
+    from lmx.run.finish import finish
+    from lmx.train.loop import train as train_loop
+    from lmx.train.metrics import MetricsWriter
+    from lmx.train.progress import Progress
+
+    experiment = build(config, report=say)
+    config = experiment.config
+    describe(experiment, say)
+    check_tokenizer(experiment, checkpoints, step)
+    checkpoints.remember(experiment.facts)
+    write_atomic(folder / "config.json", configs.to_json(config))
+    experiment.corpus.tokenizer.save(folder / "tokenizer")
+    if step is None:
+        state = experiment.init()
+    else:
+        say(f"resuming from step {step}")
+        state = checkpoints.restore(step, experiment.abstract_state)
+    start = step or 0
+    with (
+        MetricsWriter(folder, config.log.writers, start) as metrics,
+        Progress(config.steps, start) as progress,
+    ):
+        watch = CompileWatch(say=progress.say)
+        progress.status("compiling the training step")
+        parts = _parts(experiment, checkpoints, metrics, progress, preemption, watch)
+        with watch:
+            state = train_loop(state, parts, config)
+    return finish(experiment, state, folder, say=say)
+
+
+def _parts(experiment, checkpoints, metrics, progress, preemption, watch):
+    """Returns what the loop calls, made from the experiment."""
+    from lmx.models.sizes import flops_per_token
+    from lmx.parallel.devices import peak_flops
+    from lmx.train.loop import Parts
+    from lmx.train.schedules import make_schedule
+
+    config = experiment.config
+    return Parts(
+        step=watch.counted(experiment.step_function()),
+        batches=partial(placed_batches, experiment),
+        evaluate=evaluator(experiment),
+        schedule=make_schedule(config.optim, config.steps),
+        checkpoints=checkpoints,
+        metrics=metrics,
+        progress=progress,
+        preemption=preemption,
+        flops_per_token=flops_per_token(config.model),
+        peak_flops=peak_flops(experiment.partition.mesh.devices.flat),
+    )
+
+
+def placed_batches(experiment, start: int, stop: int) -> Iterator[Any]:
+    """Yields the training batches of steps start..stop on the devices."""
+    batches = experiment.corpus.train_batches().iterate(start, stop)
+    try:
+        for batch in batches:
+            yield experiment.partition.place_batch(batch)
+    finally:
+        batches.close()
+
+
+def evaluator(experiment, *, final: bool = False) -> Callable[[Any], dict[str, float]]:
+    """Returns state → validation metrics, on some batches or (`final`) as configured."""
+    from lmx.evaluate.perplexity import perplexity
+    from lmx.train.state import weights_to_use
+
+    score = experiment.eval_function()
+    evals = experiment.config.evals
+    split = experiment.corpus.validation
+    size = experiment.corpus.summary["validation"]["bytes"]
+
+    def evaluate(state) -> dict[str, float]:
+        batches = experiment.corpus.validation_batches().sequential()
+        result = perplexity(
+            score,
+            weights_to_use(state),
+            map(experiment.partition.place_batch, batches),
+            bytes_per_target=size / max(1, split.num_targets),
+            limit=evals.final_batches if final else evals.batches,
+        )
+        return {
+            "eval/validation/loss": result.loss,
+            "eval/validation/bpb": result.bits_per_byte,
+        }
+
+    return evaluate
+
+
+class CompileWatch:
+    """Reports a compilation after the second training step: it should not happen."""
+
+    def __init__(self, *, say: Say):
+        self._say = say
+        self._steps = 0
+        self._seconds = 0.0
+
+    def __enter__(self) -> CompileWatch:
+        import jax.monitoring
+
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        import jax.monitoring
+
+        jax.monitoring.unregister_event_duration_listener(self._heard)
+
+    def _heard(self, event: str, seconds: float, **_: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            self._seconds += seconds
+
+    def counted(self, step: Callable) -> Callable:
+        """Returns `step`, which tells when it compiled although it had before."""
+
+        def call(*args):
+            self._seconds = 0.0
+            result = step(*args)
+            self._steps += 1
+            if self._steps > 2 and self._seconds:
+                self._say(
+                    f"the training step was compiled again after {self._steps - 1} steps "
+                    f"({self._seconds:.1f} s): a shape or a placement changed"
+                )
+            return result
+
+        return call
+
+
+def check_resumable(config: ExperimentConfig, folder: Path, *, say: Say) -> None:
+    """Raises a `UserError` if the run in `folder` was started with another experiment."""
+    path = folder / "config.json"
+    try:
+        saved = configs.from_json(path.read_text(encoding="utf8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); restore it, or choose another --workdir"
+        ) from error
+    changes = configs.difference(saved, with_derived(config, saved))
+    fixed = {k: v for k, v in changes.items() if not k.startswith(configs.RESUMABLE)}
+    if fixed:
+        shown = [f"  {key}: {old!r} → {new!r}" for key, (old, new) in fixed.items()]
+        more = [f"  and {len(shown) - 2} more"] if len(shown) > 3 else []
+        raise UserError(
+            "\n".join(
+                [
+                    f"{folder} holds a run of another experiment:",
+                    *(shown[:2] if more else shown),
+                    *more,
+                    "choose another --workdir, or change these back",
+                ]
+            )
+        )
+    for key, (old, new) in changes.items():
+        say(f"changed since this run was started: {key}: {old!r} → {new!r}")
+
+
+def with_derived(config: ExperimentConfig, saved: ExperimentConfig) -> ExperimentConfig:
+    """Returns `config` with the numbers that it leaves to lmx taken from `saved`."""
+    from lmx.models.sizes import resolve
+
+    derived = resolve(config.model, vocab_size=saved.model.vocab_size)
+    return dataclasses.replace(config, model=derived)
+
+
+def check_tokenizer(experiment, checkpoints, step: int | None) -> None:
+    """Raises a `DataError` if a checkpoint was trained with other tokens."""
+    if step is None:
+        return
+    saved = checkpoints.facts(step).get("tokenizer")
+    found = experiment.corpus.tokenizer.fingerprint
+    if saved != found:
+        raise DataError(
+            f"checkpoint {step} was trained with tokenizer {str(saved)[:12]}, and the data "
+            f"now gives {found[:12]}: the text or its settings changed; restore the text, "
+            "or start again in another --workdir"
+        )
+
+
+def describe(experiment, say: Say) -> None:
+    """Says what is about to be trained, on what."""
+    from lmx.models.sizes import parameter_count
+
+    config, mesh = experiment.config, experiment.partition.mesh
+    model, data = config.model, config.data
+    devices = mesh.devices.flat[0].device_kind
+    tokens = data.batch_size * model.context_length
+    train = experiment.corpus.summary["train"]
+    say(
+        f"model   {parameter_count(model) / 1e6:.2f}M parameters: {model.num_layers} "
+        f"layers, width {model.width}, {model.num_heads} heads "
+        f"({model.num_kv_heads} key/value), MLP {model.mlp_dim}, "
+        f"vocabulary {model.vocab_size:,}, context {model.context_length}"
+    )
+    epochs = config.steps * tokens / max(1, train["tokens"])
+    say(
+        f"data    {train['documents']:,} documents, {train['bytes'] / 1e6:.1f} MB, "
+        f"{train['tokens']:,} tokens; {config.steps:,} steps of {tokens:,} tokens are "
+        f"{epochs:.2f} epochs"
+    )
+    shape = " · ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1)
+    say(f"devices {mesh.size} × {devices}{f' ({shape})' if shape else ''}")
+
+
+def read_summary(folder: Path) -> dict | None:
+    """Returns what a finished run left, or None."""
+    try:
+        return json.loads((folder / SUMMARY).read_text(encoding="utf8"))
+    except (OSError, ValueError):
+        return None
+
+
+def finished_message(step: int, folder: Path) -> str:
+    """Returns what to say of a run that has nothing left to do."""
+    return (
+        f"{folder} is finished at step {step}.\n"
+        f"To train longer: the same command with --config.steps={step * 2}.\n"
+        f'To use it: lmx generate --workdir={folder} --prompt="..."'
+    )
+
+
+def default_workdir(spec: str) -> Path:
+    """Returns runs/NAME for `experiments/NAME.py`, runs/NAME-arg for `NAME.py:arg`."""
+    path, _, arg = spec.partition(":")
+    suffix = "".join(f"-{part.replace('=', '-')}" for part in arg.split(",") if part)
+    return Path("runs") / f"{Path(path).stem}{suffix}"
+
