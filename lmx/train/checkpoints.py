@@ -130,6 +130,14 @@ class Checkpoints:
         """Returns the facts that were stored with a step that verifies."""
         return self._manifest(step).facts
 
+    def digest(self, step: int) -> str:
+        """Returns the `state_digest` of a step, without a config or a state.
+
+        Raises:
+          CheckpointError: the step is missing or damaged.
+        """
+        return state_digest(self._read(step, lambda name: True))
+
     def restore(self, step: int, abstract_state: T) -> T:
         """Returns the state of a step, bit for bit, on the given shardings.
 
@@ -181,11 +189,8 @@ class Checkpoints:
         Raises:
           CheckpointError: the step is missing or damaged, or has no such weights.
         """
-        import jax
-
         self._manifest(step)
-        store, path = self._opened(), self._directory / str(step)
-        shapes = store.shapes(path)
+        shapes = self._opened().shapes(self._directory / str(step))
         items = {item_of(name) for name in shapes}
         prefix = weights
         if weights == "auto":
@@ -195,16 +200,14 @@ class Checkpoints:
                 f"checkpoint {step} in {self._directory} holds no {prefix!r}; it holds "
                 f"{sorted(items)}"
             )
-        wanted = {
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-            for name, (shape, dtype) in shapes.items()
-            if item_of(name) == prefix
-        }
-        with self._storage_errors(f"restore checkpoint {step} from"):
-            found = store.read(path, wanted)
+        found = self._read(step, lambda name: item_of(name) == prefix, sharding)
         return dict(nest(found)[prefix])
 
     # Writing.
+
+    def remember(self, facts: Mapping[str, Any]) -> None:
+        """Stores `facts` with every checkpoint that is saved from now on."""
+        self._facts = dict(facts)
 
     def recover(self) -> int | None:
         """Clears the way for training: returns `latest()`, moves damaged steps aside.
@@ -291,6 +294,22 @@ class Checkpoints:
     def _opened(self) -> ArrayStore:
         self._store = self._store or ArrayStore()
         return self._store
+
+    def _read(
+        self, step: int, choose: Callable[[str], bool], sharding: Any = None
+    ) -> dict[str, Any]:
+        """Returns name -> array of the chosen leaves of a step that verifies."""
+        import jax
+
+        self._manifest(step)
+        store, path = self._opened(), self._directory / str(step)
+        wanted = {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            for name, (shape, dtype) in store.shapes(path).items()
+            if choose(name)
+        }
+        with self._storage_errors(f"restore checkpoint {step} from"):
+            return store.read(path, wanted)
 
     @contextlib.contextmanager
     def _storage_errors(self, action: str) -> Any:

@@ -115,9 +115,19 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     assert state_digest(found) == state_digest(state)
 
 
-def test_a_new_process_side_reader_finds_it(run):
+def test_facts_that_are_known_late_are_stored_with_later_steps(run):
+    with open_in(run) as checkpoints:
+        checkpoints.remember({"config": "def", "tokenizer": None})
+        checkpoints.save(3, make_state(3))
+    with open_in(run) as checkpoints:
+        assert checkpoints.facts(2) == {"config": "abc"}
+        assert checkpoints.facts(3) == {"config": "def", "tokenizer": None}
+
+
+def test_another_reader_finds_it(run):
     with open_in(run) as checkpoints:
         step = checkpoints.latest()
+        assert checkpoints.digest(step) == state_digest(make_state(2))
         found = checkpoints.restore(step, abstract(make_state(2)))
     assert state_digest(found) == state_digest(make_state(2))
 
