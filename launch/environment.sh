@@ -37,7 +37,7 @@ lmx_installer() {
 lmx_probe() {
   local modules="bz2, ctypes, lzma, ssl, venv, zlib"
   if [ "$(lmx_installer)" = pip ]; then modules="$modules, ensurepip"; fi
-  "$1" -c "
+  "$1" -ISc "
 import sys, $modules
 assert sys.implementation.name == 'cpython' and sys.maxsize > 2**32
 print('%d.%d' % sys.version_info[:2])" 2>/dev/null </dev/null
@@ -48,8 +48,7 @@ lmx_places() {
   local folder
   type -aP "python$1" || true
   for folder in "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin \
-    "${UV_PYTHON_INSTALL_DIR:-$HOME/.local/share/uv/python}/cpython-$1".*/bin \
-    /opt/homebrew/bin /usr/local/bin; do
+    "${UV_PYTHON_INSTALL_DIR:-$HOME/.local/share/uv/python}/cpython-$1".*/bin; do
     if [ -x "$folder/python$1" ]; then printf '%s\n' "$folder/python$1"; fi
   done
   type -aP python3 python || true
@@ -99,28 +98,36 @@ lmx_is_ready() {
   for extra in ${extra//,/ }; do
     case ",$extras," in *",$extra,"*) ;; *) return 1 ;; esac
   done
-  if [ -n "${LMX_PYTHON:-}" ]; then
-    [ "$(lmx_probe "$LMX_VENV/bin/python")" = "$(lmx_probe "$(lmx_find_python)")" ]
-  else
-    "$LMX_VENV/bin/python" -c '' 2>/dev/null # the Python under it may be gone
-  fi
+  # The Python under it may be gone, or another one asked for.
+  lmx_suits "$LMX_VENV/bin/python"
+}
+
+# Succeeds if the Python $1 runs and has the version that LMX_PYTHON asks for, if any.
+lmx_suits() {
+  local version
+  version=$(lmx_probe "$1") || return 1
+  case ${LMX_PYTHON:-} in
+    '' | "$version") ;;
+    3.*) return 1 ;;
+    *) [ "$version" = "$(lmx_probe "$LMX_PYTHON")" ] ;;
+  esac
 }
 
 # Removes LMX_VENV if it is of no use: left half-made, or its Python gone or unwanted.
 lmx_clear() {
   [ -d "$LMX_VENV" ] || return 0
   if [ -e "$LMX_VENV/.lmx-installing" ]; then
-    lmx_say "an earlier installation was interrupted; starting afresh"
+    lmx_say "an earlier installation did not finish; starting afresh"
   elif [ ! -e "$LMX_VENV/pyvenv.cfg" ]; then
     [ -z "$(ls -A "$LMX_VENV")" ] && return 0
     lmx_say "$LMX_VENV is not a virtual environment; set LMX_VENV to another folder"
     return 2
-  elif [ "$(lmx_probe "$LMX_VENV/bin/python")" = "$(lmx_probe "$1")" ]; then
-    return 0
-  elif [ -z "${LMX_PYTHON:-}" ] && lmx_probe "$LMX_VENV/bin/python" >/dev/null; then
-    return 0 # it works; a newer Python alone is no reason to download everything
+  elif lmx_suits "$LMX_VENV/bin/python"; then
+    return 0 # a newer Python elsewhere is no reason to download everything again
   fi
-  rm -rf "$LMX_VENV"
+  # The mark goes last, so that this too can be interrupted.
+  : >"$LMX_VENV/.lmx-installing"
+  find "$LMX_VENV" -mindepth 1 -maxdepth 1 ! -name .lmx-installing -exec rm -rf {} +
 }
 
 lmx_install() {
@@ -132,7 +139,7 @@ lmx_install() {
     extras=$extras,$(sed -n 2p "$LMX_VENV/.lmx-installed")
   fi
   extras=$(printf '%s' "$extras" | tr ',' '\n' | sort -u | grep . | paste -s -d , -) || true
-  lmx_clear "$python" || return
+  lmx_clear || return
   lmx_say "installing into $LMX_VENV ($installer, $python); once, a minute or a few"
   mkdir -p "$LMX_VENV" || return
   rm -f "$LMX_VENV/.lmx-installed"
