@@ -57,16 +57,16 @@ class Packer:
         np.minimum(index_BW, len(self._tokens) - 1, out=index_BW)
         token_BW = self._tokens[index_BW].astype(np.int32)
         begins_BW = self._document_starts(start_B, stop_B)
-        column_L = np.arange(self._length)
-        segment_BL = 1 + np.cumsum(begins_BW[:, :-1], axis=1)
-        begin_BL = np.where(begins_BW[:, :-1], column_L, 0)
+        column_L = np.arange(self._length, dtype=np.int32)
+        segment_BL = 1 + np.cumsum(begins_BW[:, :-1], axis=1, dtype=np.int32)
+        begin_BL = np.where(begins_BW[:, :-1], column_L, np.int32(0))
         position_BL = column_L - np.maximum.accumulate(begin_BL, axis=1)
         return Batch(
             tokens=np.where(real_BL, token_BW[:, :-1], np.int32(self._pad_id)),
             targets=np.where(real_BL, token_BW[:, 1:], np.int32(self._pad_id)),
             loss_weights=(real_BL & ~begins_BW[:, 1:]).astype(np.float32),
-            segment_ids=np.where(real_BL, segment_BL, 0).astype(np.int32),
-            positions=np.where(real_BL, position_BL, 0).astype(np.int32),
+            segment_ids=segment_BL * real_BL,
+            positions=position_BL * real_BL,
         )
 
     def _document_starts(self, start_B: np.ndarray, stop_B: np.ndarray) -> np.ndarray:

@@ -93,9 +93,9 @@ def read_documents(
 
     Exact duplicates (but for line ends) are left out, across splits too; the copy in
     the validation split stays. Without a split of its own, a document is held out
-    by the hash of its text, whatever its place. Lone surrogates become U+FFFD. Counts in
-    `tally`: documents, duplicates, empty, skipped. Raises a `DataError` for unreadable
-    data or a fraction outside (0, 1).
+    by the hash of its text, whatever its place. Lone surrogates become U+FFFD. Counts
+    in `tally`: documents, duplicates, empty, skipped. Raises a `DataError` for
+    unreadable data, a `UserError` for a fraction outside (0, 1).
     """
     if not 0 < validation_fraction < 1:
         raise errors.UserError(

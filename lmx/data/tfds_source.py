@@ -1,13 +1,15 @@
 """Documents in TFDS data sets, the built-in `python_stdlib` included.
 
-TensorFlow is never needed for data sets in ArrayRecord; one in TFRecord is refused with
-the remedy. Importing this module imports TFDS (0.5 s), so `sources` does it late.
+TensorFlow is never needed for data sets in ArrayRecord; one in TFRecord is refused
+with the remedy. Nothing is ever downloaded. Importing this module imports TFDS (0.5 s),
+so `sources` does it late.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,31 +24,35 @@ VALIDATION_NAMES = ("validation", "valid", "val", "dev")
 
 
 def open_builder(name: str) -> Any:
-    """Returns the builder of `name`, `name/config` or `name:version`, prepared.
+    """Returns the builder of `name`, `name/config` or `name:version`.
 
-    Raises a `DataError` where TFDS does not know it or cannot build it here.
+    Nothing is downloaded: raises a `DataError` with the command that does where the
+    data set is not on this machine yet, and where TFDS does not know it.
     """
-    try:
-        with _quiet():
-            builder = tfds.builder(name, try_gcs=False, file_format="array_record")
-            if not builder.is_prepared():
-                builder.download_and_prepare()
-    except tfds.core.DatasetNotFoundError as error:
-        known = ["python_stdlib", *tfds.list_builders()]
-        near = errors.did_you_mean(name.partition("/")[0].partition(":")[0], known)
+    base = name.partition("/")[0].partition(":")[0]
+    prepared = Path(tfds.core.constants.DATA_DIR, base).is_dir()
+    # Asked before TFDS is, which would look for an unknown name on the network.
+    known = tfds.list_builders(with_community_datasets=False)
+    if not prepared and base not in known:
+        near = errors.did_you_mean(base, ["python_stdlib", *known])
         near = near if "did you mean" in near else "; give a path or such a name"
         raise errors.DataError(
             f"{name!r} is neither a file, nor a folder, nor a TFDS data set{near}"
-        ) from error
-    except (ImportError, AttributeError) as error:  # its lazy TensorFlow
-        raise _needs_tensorflow(name, error) from error
+        )
+    try:
+        with _quiet():
+            builder = tfds.builder(name, try_gcs=False, file_format="array_record")
+            ready = builder.is_prepared()
     except Exception as error:  # whatever a data set's own code raises
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise errors.DataError(f"TFDS cannot open {name!r}: {reason[:200]}") from error
+    if not ready:
         raise errors.DataError(
-            f"TFDS cannot prepare {name!r} here: {reason[:200]}. Prepare it on a "
-            "machine with network and TensorFlow, with file_format='array_record', and "
-            "set data.path to its folder"
-        ) from error
+            f"{name!r} is not prepared on this machine; run once, with network: "
+            'python -c "import tensorflow_datasets as tfds; '
+            f"tfds.builder('{name}', file_format='array_record')"
+            '.download_and_prepare()"'
+        )
     return builder
 
 
@@ -138,10 +144,15 @@ def _needs_tensorflow(name: str, error: Exception) -> errors.DataError:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps TFDS's announcements and progress bars off the terminal."""
+    """Keeps TFDS's announcements, warnings and progress bars off the terminal."""
     tfds.disable_progress_bar()
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        yield
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            yield
+    finally:
+        logging.disable(level)

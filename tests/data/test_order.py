@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmx.core.errors import UserError
+from lmx.data.order import global_rows, permute
+
+SEEDS = st.integers(-(2**70), 2**70)
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 3000), seed=SEEDS, epoch=st.integers(0, 2**40))
+def test_every_epoch_is_a_permutation(rows, seed, epoch):
+    found = permute(np.arange(rows), rows=rows, seed=seed, epochs=epoch)
+    assert np.array_equal(np.sort(found), np.arange(rows))
+
+
+@pytest.mark.parametrize("rows", [2**31 - 1, 2**40 + 7, 10**15])
+def test_huge_row_counts_stay_in_range_and_do_not_collide(rows):
+    index = np.unique(np.linspace(0, rows - 1, 5000).astype(np.int64))
+    found = permute(index, rows=rows, seed=1, epochs=0)
+    assert len(np.unique(found)) == len(index)
+    assert found.min() >= 0
+    assert found.max() < rows
+
+
+def test_epochs_and_seeds_differ():
+    orders = [
+        permute(np.arange(200), rows=200, seed=seed, epochs=epoch).tolist()
+        for seed in range(3)
+        for epoch in range(3)
+    ]
+    assert len({tuple(order) for order in orders}) == 9
+
+
+def test_rows_land_everywhere_equally_often():
+    counts = np.zeros((7, 7))
+    for epoch in range(4000):
+        found = permute(np.arange(7), rows=7, seed=0, epochs=epoch)
+        counts[np.arange(7), found] += 1
+    # Chi-square with 36 degrees of freedom: above 80 once in 30,000 fair shuffles.
+    expected = 4000 / 7
+    assert ((counts - expected) ** 2 / expected).sum() < 80
+
+
+@settings(deadline=None)
+@given(
+    rows=st.integers(1, 50),
+    seed=SEEDS,
+    cuts=st.lists(st.integers(0, 200), min_size=2, max_size=6).map(sorted),
+    shuffle=st.sampled_from(["epoch", "none"]),
+)
+def test_any_cut_of_the_sequence_is_the_same_sequence(rows, seed, cuts, shuffle):
+    def part(start: int, stop: int) -> list[int]:
+        found = global_rows(start, stop, rows=rows, seed=seed, shuffle=shuffle)
+        return found.tolist()
+
+    joined = [row for a, b in zip(cuts, cuts[1:], strict=False) for row in part(a, b)]
+    assert joined == part(cuts[0], cuts[-1])
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 60), epochs=st.integers(1, 4))
+def test_each_epoch_holds_each_row_once(rows, epochs):
+    found = global_rows(0, rows * epochs, rows=rows, seed=3, shuffle="epoch")
+    for epoch in found.reshape(epochs, rows):
+        assert sorted(epoch) == list(range(rows))
+
+
+def test_unshuffled_rows_come_as_stored():
+    found = global_rows(3, 9, rows=4, seed=0, shuffle="none")
+    assert found.tolist() == [3, 0, 1, 2, 3, 0]
+
+
+def test_an_unknown_shuffle_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'epoch'"):
+        global_rows(0, 1, rows=1, seed=0, shuffle="epochs")
