@@ -1,22 +1,15 @@
 """Checkpoints: saved in the background, verified before use, bit for bit.
 
-`lmx.train.array_store` writes and reads the arrays. Beside it stand a manifest
-of every file (`lmx.train.manifest`), a staging directory, so that a step directory
-appears whole and with its manifest or not at all, and the fallback to the newest step
-that verifies. When to save, and what a state is, is decided elsewhere.
-
-    DIRECTORY/<step>/manifest.json            files, hashes, facts
-    DIRECTORY/<step>/{params,ema,train}/      Orbax items, flat: name -> array
-    DIRECTORY/saving/                         being written or deleted; worthless later
-    DIRECTORY/quarantine/<step>[.n]           moved aside by a training run, kept
+Three modules do the parts: `array_store` writes and reads arrays, `manifest` hashes
+files, `step_folders` finds, publishes and prunes step directories. This one puts them
+in order, off the training thread. When to save, and what a state is, is decided
+elsewhere.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,15 +19,13 @@ from typing import Any, Literal, TypeVar
 from lmx.core.errors import CheckpointError, UserError
 from lmx.core.schema import CheckpointConfig
 from lmx.core.trees import flatten_with_names
-from lmx.core.workdir import storage_errno, storage_error, sync_directory
 from lmx.train.array_store import ArrayStore, item_of, misfit, nest, state_digest
-from lmx.train.manifest import Manifest, ManifestError, verify, write_manifest
+from lmx.train.manifest import write_manifest
+from lmx.train.step_folders import StepFolders
 
 __all__ = ["Checkpoints", "state_digest"]
 
 T = TypeVar("T")
-
-_STAGING, _QUARANTINE = "saving", "quarantine"
 
 
 class Checkpoints:
@@ -50,7 +41,7 @@ class Checkpoints:
         *,
         config: CheckpointConfig | None = None,
         facts: Mapping[str, Any] | None = None,
-        report: Callable[[str], None] = print,
+        report: Callable[[str], object] = print,
     ) -> None:
         """Opens a directory, which need not exist.
 
@@ -64,7 +55,6 @@ class Checkpoints:
         Raises:
           UserError: the config keeps nothing.
         """
-        self._directory = Path(directory).absolute()
         self._config = config or CheckpointConfig()
         if self._config.keep_last < 1:
             raise UserError(
@@ -78,8 +68,7 @@ class Checkpoints:
             )
         self._facts = dict(facts or {})
         self._report = report
-        self._reported: set[str] = set()
-        self._verified: dict[int, Manifest] = {}
+        self._folders = StepFolders(Path(directory).absolute(), report=report)
         self._current: set[int] = set()
         self._pending: concurrent.futures.Future[None] | None = None
         self._store: ArrayStore | None = None
@@ -107,28 +96,20 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps that have a directory, in order, verified or not."""
-        try:
-            names = [path.name for path in self._directory.iterdir() if path.is_dir()]
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise storage_error(
-                error, action="read checkpoints in", path=self._directory
-            ) from error
-        return sorted(int(name) for name in names if _is_step(name))
+        return self._folders.steps()
 
     def latest(self) -> int | None:
         """Returns the newest step that verifies, or None if there is none at all.
 
         Raises:
-          CheckpointError: there are steps, and none verifies.
+          CheckpointError: there are steps, and none verifies; each fault is named.
           StorageError: the directory cannot be read.
         """
-        return self._scan()[0]
+        return self._folders.latest()
 
     def facts(self, step: int) -> Mapping[str, Any]:
         """Returns the facts that were stored with a step that verifies."""
-        return self._manifest(step).facts
+        return self._folders.manifest(step).facts
 
     def digest(self, step: int) -> str:
         """Returns the `state_digest` of a step, without a config or a state.
@@ -153,17 +134,17 @@ class Checkpoints:
         """
         import jax
 
-        self._manifest(step)
-        store, path = self._opened(), self._directory / str(step)
+        self._folders.manifest(step)
+        store, path = self._opened(), self._folders[step]
         wanted = dict(flatten_with_names(abstract_state))
         fault = misfit(wanted, store.shapes(path))
         if fault is not None:
             raise CheckpointError(
-                f"checkpoint {step} in {self._directory} is not of this configuration: "
-                f"in it {fault}; use the config that it was trained with (config.json "
-                "beside it) or choose another --workdir"
+                f"checkpoint {step} in {self._folders.path} is not of this "
+                f"configuration: in it {fault}; use the config that it was trained "
+                "with (config.json beside it) or choose another --workdir"
             )
-        with self._storage_errors(f"restore checkpoint {step} from"):
+        with self._folders.storage_errors(f"restore checkpoint {step} from"):
             found = store.read(path, wanted)
         # A run that went back will save the later steps anew.
         self._current = {saved for saved in self._current if saved < step} | {step}
@@ -189,16 +170,16 @@ class Checkpoints:
         Raises:
           CheckpointError: the step is missing or damaged, or has no such weights.
         """
-        self._manifest(step)
-        shapes = self._opened().shapes(self._directory / str(step))
+        self._folders.manifest(step)
+        shapes = self._opened().shapes(self._folders[step])
         items = {item_of(name) for name in shapes}
         prefix = weights
         if weights == "auto":
             prefix = "ema" if "ema" in items else "params"
         if prefix not in items:
             raise CheckpointError(
-                f"checkpoint {step} in {self._directory} holds no {prefix!r}; it holds "
-                f"{sorted(items)}"
+                f"checkpoint {step} in {self._folders.path} holds no {prefix!r}; it "
+                f"holds {sorted(items)}"
             )
         found = self._read(step, lambda name: item_of(name) == prefix, sharding)
         return dict(nest(found)[prefix])
@@ -220,12 +201,7 @@ class Checkpoints:
           CheckpointError: there are steps, and none verifies; nothing is moved.
           StorageError: the directory cannot be read or written.
         """
-        step, faults = self._scan()
-        with self._storage_errors("clean up"):
-            for bad in faults:
-                self._move_aside(bad)
-            shutil.rmtree(self._directory / _STAGING, ignore_errors=True)
-        return step
+        return self._folders.clear()
 
     def save(self, step: int, state: Any) -> None:
         """Takes a copy of a state and writes it in the background.
@@ -241,10 +217,8 @@ class Checkpoints:
         if step in self._current:
             return
         taken = time.monotonic()
-        staged = self._directory / _STAGING / str(step)
-        with self._storage_errors(f"save checkpoint {step} to"):
-            staged.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(staged, ignore_errors=True)
+        with self._folders.storage_errors(f"save checkpoint {step} to"):
+            staged = self._folders.staged(step)
             self._opened().start_write(staged, state)
         self._pool = self._pool or concurrent.futures.ThreadPoolExecutor(
             1, thread_name_prefix="checkpoint"
@@ -301,133 +275,35 @@ class Checkpoints:
         """Returns name -> array of the chosen leaves of a step that verifies."""
         import jax
 
-        self._manifest(step)
-        store, path = self._opened(), self._directory / str(step)
+        self._folders.manifest(step)
+        store, path = self._opened(), self._folders[step]
         wanted = {
             name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
             for name, (shape, dtype) in store.shapes(path).items()
             if choose(name)
         }
-        with self._storage_errors(f"restore checkpoint {step} from"):
+        with self._folders.storage_errors(f"restore checkpoint {step} from"):
             return store.read(path, wanted)
-
-    @contextlib.contextmanager
-    def _storage_errors(self, action: str) -> Any:
-        """Turns what the disk refuses into a StorageError that names the directory."""
-        try:
-            yield
-        except UserError:
-            raise
-        except Exception as error:
-            if storage_errno(error) is None:
-                raise
-            raise storage_error(error, action=action, path=self._directory) from error
 
     def _finish(self, step: int, staged: Path, taken: float) -> None:
         """Runs in the background: waits for Orbax, adds the manifest, publishes."""
         import jax
 
+        first = jax.process_index() == 0
         try:
-            with self._storage_errors(f"save checkpoint {step} to"):
+            with self._folders.storage_errors(f"save checkpoint {step} to"):
                 self._opened().wait()
-                if jax.process_index() == 0:
+                if first:
                     manifest = write_manifest(staged, step=step, facts=self._facts)
-                    self._publish(step, staged)
-                    self._verified[step] = manifest
+                    self._folders.publish(step, manifest)
         except BaseException:
-            # A full disk needs the space, and half a checkpoint is worth nothing.
-            shutil.rmtree(staged.parent, ignore_errors=True)
+            self._folders.discard()
             raise
         self._current.add(step)
         self._safe_since = taken
-        if jax.process_index() == 0:
-            self._prune()
-
-    def _publish(self, step: int, staged: Path) -> None:
-        """Makes a whole checkpoint visible under its step, in one rename."""
-        target = self._directory / str(step)
-        if target.exists():
-            self._report(f"checkpoint {step}: left by an earlier run; moved aside")
-            self._move_aside(step)
-        os.rename(staged, target)
-        sync_directory(self._directory)
-
-    def _prune(self) -> None:
-        """Deletes what is not to be kept, after a newer step is whole on the disk."""
-        every = self._config.keep_every_steps
-        for step in self.steps()[: -self._config.keep_last]:
-            if every is not None and step % every == 0:
-                continue
-            doomed = self._directory / _STAGING / f"pruned-{step}"
-            # Renamed first: a kill during the deletion must not leave half a step.
-            with contextlib.suppress(OSError):
-                os.rename(self._directory / str(step), doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-            self._verified.pop(step, None)
-
-    def _move_aside(self, step: int) -> None:
-        """Renames a step directory into quarantine/."""
-        quarantine = self._directory / _QUARANTINE
-        quarantine.mkdir(exist_ok=True)
-        target, number = quarantine / str(step), 1
-        while target.exists():
-            target, number = quarantine / f"{step}.{number}", number + 1
-        os.rename(self._directory / str(step), target)
-
-    def _manifest(self, step: int) -> Manifest:
-        """Returns the manifest of a step, verified at most once."""
-        if step not in self._verified:
-            if step not in self.steps():
-                raise CheckpointError(
-                    f"there is no checkpoint {step} in {self._directory}; there are "
-                    f"{self.steps() or 'none'}"
-                )
-            try:
-                self._verified[step] = self._verify(step)
-            except ManifestError as error:
-                raise CheckpointError(
-                    f"checkpoint {step} in {self._directory} is damaged: {error}; use "
-                    "another step"
-                ) from error
-        return self._verified[step]
-
-    def _verify(self, step: int) -> Manifest:
-        manifest = verify(self._directory / str(step))
-        if manifest.step != step:
-            raise ManifestError(f"its manifest is that of step {manifest.step}")
-        return manifest
-
-    def _scan(self) -> tuple[int | None, dict[int, str]]:
-        """Returns the newest step that verifies and the faults of those after it."""
-        while True:
-            steps = self.steps()
-            faults: dict[int, str] = {}
-            for step in reversed(steps):
-                try:
-                    self._verified[step] = self._verify(step)
-                except ManifestError as error:
-                    faults[step] = str(error)
-                    continue
-                self._report_faults(faults, f"using {step}")
-                return step, faults
-            if not steps:
-                return None, {}
-            if steps == self.steps():
-                break
-            # A run that is training replaced the steps while they were being read.
-        each = "\n".join(f"  checkpoint {step}: {why}" for step, why in faults.items())
-        raise CheckpointError(
-            f"no checkpoint in {self._directory} can be used:\n{each}\n"
-            "put back a copy of one, or move the directory away to start again"
-        )
-
-    def _report_faults(self, faults: Mapping[int, str], outcome: str) -> None:
-        for step, why in faults.items():
-            line = f"checkpoint {step}: {why}; {outcome}"
-            if line not in self._reported and (self._directory / str(step)).exists():
-                self._reported.add(line)
-                self._report(line)
-
-
-def _is_step(name: str) -> bool:
-    return name.isascii() and name.isdigit() and str(int(name)) == name
+        if first:
+            self._folders.prune(
+                step,
+                keep_last=self._config.keep_last,
+                keep_every=self._config.keep_every_steps,
+            )
