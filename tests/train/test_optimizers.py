@@ -157,8 +157,17 @@ def test_five_steps_of_adafactor_equal_optax_on_each_layer_alone():
             lambda name, _: "norm" not in name and "bias" not in name, tree
         ),
     )
-    ours = train(make_optimizer(config, steps=STEPS), make_tree(0))
-    alone = train(reference, as_matrices(make_tree(0)))
+    # Gradients that grow in one layer only, so that clipping must tell them apart.
+    grow = [
+        jax.tree.map(lambda x, t=step: x.at[-1].multiply(4.0**t), make_tree(step))
+        for step in range(STEPS)
+    ]
+    ours = train(make_optimizer(config, steps=STEPS), make_tree(0), gradients=grow)
+    alone = train(
+        reference,
+        as_matrices(make_tree(0)),
+        gradients=[as_matrices(grads) for grads in grow],
+    )
     assert_close(as_matrices(ours), alone)
 
 
