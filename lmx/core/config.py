@@ -203,7 +203,7 @@ def parse(text: str, hint: Any, key: str) -> Any:
 
 
 def freeze(config: ConfigDict | Mapping) -> ExperimentConfig:
-    """Returns the checked dataclass; raises a `UserError` naming the first bad value."""
+    """Returns the checked dataclass; a `UserError` names the first bad value."""
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     frozen = _freeze(values, ExperimentConfig, "")
     _check(frozen)
@@ -231,7 +231,7 @@ def _freeze(values: Mapping, kind: type, prefix: str) -> Any:
 
 
 def _checked(value: Any, hint: Any, key: str) -> Any:
-    """Returns `value` if it has the type `hint` (an int where a float is due counts)."""
+    """Returns `value` if it has the type `hint`; an int does for a float."""
     if value is None and type(None) in typing.get_args(hint):
         return None
     hint = _without_none(hint)
@@ -333,7 +333,7 @@ def from_json(text: str) -> ExperimentConfig:
 
 
 def fingerprint(config: ExperimentConfig) -> str:
-    """Returns the sha256 of what decides the result: all that may not change on resume."""
+    """Returns the sha256 of what decides the result and may not change on resume."""
     fixed = {k: v for k, v in flatten(config).items() if not k.startswith(RESUMABLE)}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 

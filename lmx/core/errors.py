@@ -30,7 +30,7 @@ class DataError(UserError):
 
 
 class DivergedError(UserError):
-    """Training produced non-finite losses for too long; the weights are still finite."""
+    """Losses were not finite for too long; the weights still are."""
 
     exit_code = DIVERGED
 

@@ -48,7 +48,9 @@ class ModelConfig:
         "Mixer of each layer, repeated over the depth: 'attention' sees the whole "
         "context, 'window' the last `window` tokens.",
     )
-    window: int | None = knob(None, "Tokens that a 'window' layer sees, itself included.")
+    window: int | None = knob(
+        None, "Tokens that a 'window' layer sees, itself included."
+    )
     positions: Literal["rope", "learned", "alibi", "none"] = knob(
         "rope", "How the model knows token order."
     )
@@ -102,6 +104,22 @@ class ModelConfig:
         "Form of products and attention: plain XLA, forms that are fast on CPU, or "
         "chosen by the platform.",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture(ModelConfig):
+    """A ModelConfig in which every derived number is known: what models are built from.
+
+    `models.sizes.resolve` makes it; its options are those of ModelConfig.
+    """
+
+    vocab_size: int = 0
+    width: int = 0
+    num_layers: int = 0
+    num_heads: int = 0
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    mlp_dim: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +227,9 @@ class ParallelConfig:
 class EvalsConfig:
     """What is measured along the way and at the end."""
 
-    every_steps: int = knob(200, "Steps between evaluations; the last step has one too.")
+    every_steps: int = knob(
+        200, "Steps between evaluations; the last step has one too."
+    )
     batches: int = knob(8, "Validation batches per evaluation along the way.")
     final_batches: int | None = knob(
         None, "Validation batches of the last evaluation; None is the whole split."
@@ -229,7 +249,9 @@ class EvalsConfig:
 class CheckpointConfig:
     """What is kept on disk."""
 
-    save_every_steps: int = knob(500, "Steps between checkpoints; the last step has one.")
+    save_every_steps: int = knob(
+        500, "Steps between checkpoints; the last step has one."
+    )
     keep_last: int = knob(2, "Newest checkpoints kept.")
     keep_every_steps: int | None = knob(None, "Keep these forever.")
 

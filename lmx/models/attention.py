@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lmx.core.schema import Architecture
 from lmx.models import kernels
 from lmx.models.linear import make_linear
 from lmx.models.norms import make_norm
@@ -35,7 +36,7 @@ class Attention(nn.Module):
     Returns the output [B, L, D] and the cache (None when there was none).
     """
 
-    config: Any
+    config: Architecture
     window: int | None = None
 
     @nn.compact
@@ -66,7 +67,9 @@ class Attention(nn.Module):
             window=self.window,
             softcap=c.attention_softcap,
             alibi_slopes_N=(
-                alibi_slopes(c.num_heads) if c.positions == "alibi" else None
+                jnp.asarray(alibi_slopes(c.num_heads))
+                if c.positions == "alibi"
+                else None
             ),
             softmax_dtype=jnp.dtype(c.softmax_dtype),
         )
@@ -85,7 +88,7 @@ class Attention(nn.Module):
         return out, cache
 
     def _project(self, x_BLD, positions_BL):
-        """Returns query [B, L, N, H], key and value [B, L, K, H], normed and rotated."""
+        """Returns query [B, L, N, H], key and value [B, L, K, H], rotated."""
         c = self.config
         projected = []
         for name, heads, axis in (

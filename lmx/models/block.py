@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 
 from lmx.core.errors import pick
+from lmx.core.schema import Architecture
 from lmx.models.attention import Attention, Context
 from lmx.models.mlp import MLP
 from lmx.models.norms import make_norm
@@ -24,7 +23,7 @@ class Block(nn.Module):
     al. 2017). Maps [B, L, D] to [B, L, D], and a cache to the cache written to.
     """
 
-    config: Any
+    config: Architecture
     mixer: str
 
     @nn.compact

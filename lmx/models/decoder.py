@@ -1,4 +1,4 @@
-"""The decoder: embedding, a stack of blocks, a final norm. Tokens in, hidden states out.
+"""The decoder: tokens in, through embedding, blocks and a norm, hidden states out.
 
 It knows no mesh, no loss and no file. `head_logits` turns hidden states into logits;
 training never calls it on a whole batch.
@@ -6,16 +6,16 @@ training never calls it on a whole batch.
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lmx.core.schema import Architecture
 from lmx.models import kernels
 from lmx.models.attention import Context
 from lmx.models.block import Block
 from lmx.models.norms import make_norm
+from lmx.models.parameters import parameter
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -27,7 +27,7 @@ UNROLLED_ON_CPU = 12  # deeper stacks compile too slowly for what unrolling gain
 class Period(nn.Module):
     """The blocks of one repetition of the layer pattern: the body of the scan."""
 
-    config: Any
+    config: Architecture
     pattern: tuple[str, ...]
 
     @nn.compact
@@ -52,7 +52,7 @@ class Decoder(nn.Module):
     the result is (hidden states, cache).
     """
 
-    config: Any
+    config: Architecture
 
     @nn.compact
     def __call__(self, tokens_BL, *, positions=None, segment_ids=None, cache=None):
@@ -74,22 +74,26 @@ class Decoder(nn.Module):
 
     def _embed(self, tokens_BL, positions_BL):
         c = self.config
-        init = nn.initializers.normal(c.init_scale)
-        dtype = jnp.dtype(c.param_dtype)
 
-        def table(name: str, rows: int, axes: tuple[str, str]):
-            boxed = nn.with_logical_partitioning(init, axes)
-            return self.param(name, boxed, (rows, c.width), dtype)
+        def table(name: str, rows: int, axis: str) -> jnp.ndarray:
+            return parameter(
+                self,
+                name,
+                shape=(rows, c.width),
+                axes=(axis, "embed"),
+                init=nn.initializers.normal(c.init_scale),
+                dtype=jnp.dtype(c.param_dtype),
+            )
 
-        embedding = table("embedding", c.vocab_size, ("vocab", "embed"))
+        embedding = table("embedding", c.vocab_size, "vocab")
         # Rows are looked up whole: gather the width first where it is split.
         embedding = nn.with_logical_constraint(embedding, ("vocab", "features"))
         x_BLD = embedding[tokens_BL]
         if c.positions == "learned":
-            rows = table("position_embedding", c.context_length, ("position", "embed"))
+            rows = table("position_embedding", c.context_length, "position")
             x_BLD = x_BLD + rows[positions_BL]
         if c.head == "untied":
-            table("head", c.vocab_size, ("vocab", "embed"))
+            table("head", c.vocab_size, "vocab")
         x_BLD = x_BLD.astype(c.residual_dtype)
         return nn.with_logical_constraint(x_BLD, ("batch", "length", "features"))
 
@@ -103,7 +107,7 @@ def stacks(config) -> list[tuple[str, tuple[str, ...], int]]:
 
 
 def _scan(config, repeats: int):
-    """Returns `Period` lifted over `repeats` layers with parameters stacked on axis 0."""
+    """Returns `Period` lifted over `repeats` layers, parameters stacked on axis 0."""
     unroll = unrolled(config)
     body = Period
     if config.remat != "none":
@@ -159,12 +163,12 @@ def head_logits(config, params, hidden: jnp.ndarray) -> jnp.ndarray:
 
 
 def softcap(x: jnp.ndarray, cap: float | None) -> jnp.ndarray:
-    """Returns cap · tanh(x / cap), or x where cap is None (Gemma 2, arXiv:2408.00118)."""
+    """Returns cap · tanh(x / cap), or x for no cap (Gemma 2, arXiv:2408.00118)."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def abstract_params(config):
-    """Returns the shapes of all parameters (boxed with logical axes); computes nothing."""
+    """Returns the shapes of all parameters, boxed with logical axes."""
     tokens = jax.ShapeDtypeStruct((1, min(8, config.context_length)), jnp.int32)
     decoder = Decoder(config)
     return jax.eval_shape(decoder.init, jax.random.key(0), tokens)["params"]
@@ -173,5 +177,3 @@ def abstract_params(config):
 def count_params(config) -> int:
     """Returns the number of parameters of a resolved config."""
     return sum(x.size for x in jax.tree.leaves(nn.meta.unbox(abstract_params(config))))
-
-

@@ -1,4 +1,4 @@
-"""One linear layer: a kernel with a name for each axis, and the product it takes part in."""
+"""One linear layer: a kernel with a name for each axis, and its product."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from lmx.core.schema import Architecture
 from lmx.models import kernels
+from lmx.models.parameters import parameter
 
 
 class Linear(nn.Module):
@@ -32,9 +34,14 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
         shape = (*self.inputs, *self.outputs)
-        init = nn.initializers.normal(self.init_scale)
-        init = nn.with_logical_partitioning(init, tuple(self.axes))
-        kernel = self.param("kernel", init, shape, self.param_dtype)
+        kernel = parameter(
+            self,
+            "kernel",
+            shape=shape,
+            axes=self.axes,
+            init=nn.initializers.normal(self.init_scale),
+            dtype=self.param_dtype,
+        )
         rows = x.shape[: x.ndim - len(self.inputs)]
         y = kernels.matmul(
             x.reshape(*rows, math.prod(self.inputs)).astype(self.dtype),
@@ -43,14 +50,28 @@ class Linear(nn.Module):
             out_dtype=self.out_dtype or self.dtype,
         ).reshape(*rows, *self.outputs)
         if self.bias:
-            axes = tuple(self.axes[len(self.inputs) :])
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
-            bias = self.param("bias", zeros, tuple(self.outputs), self.param_dtype)
+            bias = parameter(
+                self,
+                "bias",
+                shape=self.outputs,
+                axes=self.axes[len(self.inputs) :],
+                init=nn.initializers.zeros,
+                dtype=self.param_dtype,
+            )
             y = y + bias.astype(y.dtype)
         return y
 
 
-def make_linear(config, *, name: str, bias: bool, residual: bool = False, **shape):
+def make_linear(
+    config: Architecture,
+    *,
+    name: str,
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    axes: Sequence[str],
+    bias: bool,
+    residual: bool = False,
+) -> Linear:
     """Returns a `Linear` in the precision and initial scale of `config`.
 
     `residual` marks the projection that ends a sublayer: its initial weights are
@@ -59,6 +80,9 @@ def make_linear(config, *, name: str, bias: bool, residual: bool = False, **shap
     """
     depth = math.sqrt(2 * config.num_layers) if residual else 1.0
     return Linear(
+        inputs=inputs,
+        outputs=outputs,
+        axes=axes,
         bias=bias,
         init_scale=config.init_scale / depth,
         param_dtype=jnp.dtype(config.param_dtype),
@@ -66,5 +90,4 @@ def make_linear(config, *, name: str, bias: bool, residual: bool = False, **shap
         out_dtype=jnp.dtype(config.residual_dtype) if residual else None,
         form=kernels.select_form(config.kernels),
         name=name,
-        **shape,
     )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from lmx.core.errors import pick
+from lmx.core.schema import Architecture
 from lmx.models.linear import make_linear
 
 
@@ -34,18 +36,24 @@ class MLP(nn.Module):
     Maps [B, L, D] to [B, L, D]; squared ReLU is So et al. 2021 (arXiv:2109.08668).
     """
 
-    config: Any
+    config: Architecture
 
     @nn.compact
     def __call__(self, x_BLD: jnp.ndarray) -> jnp.ndarray:
         c = self.config
         activation = pick(MLPS, c.mlp, "mlp")
-        shape = {"inputs": (c.width,), "outputs": (c.mlp_dim,), "axes": ("embed", "mlp")}
         bias = c.biases == "all"
-        hidden = make_linear(c, name="up", bias=bias, **shape)(x_BLD)
+        into = partial(
+            make_linear,
+            c,
+            inputs=(c.width,),
+            outputs=(c.mlp_dim,),
+            axes=("embed", "mlp"),
+            bias=bias,
+        )
+        hidden = into(name="up")(x_BLD)
         if activation.gated:
-            gate = make_linear(c, name="gate", bias=bias, **shape)(x_BLD)
-            hidden = activation.function(gate) * hidden
+            hidden = activation.function(into(name="gate")(x_BLD)) * hidden
         else:
             hidden = activation.function(hidden)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))

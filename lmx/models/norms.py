@@ -7,12 +7,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from lmx.core.errors import pick
+from lmx.models.parameters import parameter
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + ε) · scale (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4).
+class Norm(nn.Module):
+    """What norms share: numbers, and how they declare their vectors.
 
-    Normalises the last axis of `x` [..., D]; `axis` is its logical name.
+    `axis` is the logical name of the last axis, which is normalised.
     """
 
     epsilon: float
@@ -21,39 +22,46 @@ class RMSNorm(nn.Module):
     param_dtype: jnp.dtype
     dtype: jnp.dtype
 
+    def _vector(self, name: str, size: int, init) -> jnp.ndarray:
+        return parameter(
+            self,
+            name,
+            shape=(size,),
+            axes=(self.axis,),
+            init=init,
+            dtype=self.param_dtype,
+        )
+
+
+class RMSNorm(Norm):
+    """x / sqrt(mean(x²) + ε) · scale (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4).
+
+    Normalises the last axis of `x` [..., D].
+    """
+
     @nn.compact
     def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
-        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
-        scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
+        scale = self._vector("scale", x.shape[-1], nn.initializers.ones)
         x = x.astype(jnp.float32)
         y = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
         return (y * scale).astype(self.dtype)
 
 
-class LayerNorm(nn.Module):
-    """(x − mean) / sqrt(variance + ε) · scale + bias (Ba et al. 2016, arXiv:1607.06450).
+class LayerNorm(Norm):
+    """(x − mean) / sqrt(variance + ε) · scale + bias (Ba et al. 2016, 1607.06450).
 
     Normalises the last axis of `x` [..., D]; without `bias` it only scales.
     """
 
-    epsilon: float
-    axis: str
-    bias: bool
-    param_dtype: jnp.dtype
-    dtype: jnp.dtype
-
     @nn.compact
     def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
-        shape = (x.shape[-1],)
-        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
-        scale = self.param("scale", init, shape, self.param_dtype)
+        scale = self._vector("scale", x.shape[-1], nn.initializers.ones)
         x = x.astype(jnp.float32)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         y = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
         y = y * scale
         if self.bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
-            y = y + self.param("bias", zeros, shape, self.param_dtype)
+            y = y + self._vector("bias", x.shape[-1], nn.initializers.zeros)
         return y.astype(self.dtype)
 
 

@@ -35,7 +35,7 @@ def rotate(x_BLNH: jnp.ndarray, angles) -> jnp.ndarray:
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """Returns the slope of each head, float32 [N] (Press et al. 2021, arXiv:2108.12409).
+    """Returns the slope of each head, float32 [N] (Press et al. 2021, 2108.12409).
 
     For n a power of two the slopes are 2^(−8i/n), i = 1..n; other counts take every
     second slope of the next power for the remaining heads, as the authors do.

@@ -70,7 +70,9 @@ class Partition:
             batch,
         )
 
-    def jit(self, function: Callable, *, out: Any = None, donate: tuple = ()) -> Callable:
+    def jit(
+        self, function: Callable, *, out: Any = None, donate: tuple = ()
+    ) -> Callable:
         """Returns `function` compiled on first call inside this partition's scope.
 
         `out` are the shardings of the result, and `donate` the arguments whose memory

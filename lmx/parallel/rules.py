@@ -53,5 +53,7 @@ def check_divisible(shapes, mesh: Mesh, rules: Rules) -> None:
                 )
     if faults:
         lines = [*faults.values()]
-        shown = [*lines[:3], f"  and {len(lines) - 3} more"] if len(lines) > 4 else lines
+        shown = (
+            [*lines[:3], f"  and {len(lines) - 3} more"] if len(lines) > 4 else lines
+        )
         raise UserError("\n".join(["the mesh does not divide the model:", *shown]))

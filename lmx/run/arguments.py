@@ -45,7 +45,9 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             known = [s for action in self._actions for s in action.option_strings]
             name = unknown[0].partition("=")[0]
-            raise UserError(f"unknown argument {unknown[0]!r}{did_you_mean(name, known)}")
+            raise UserError(
+                f"unknown argument {unknown[0]!r}{did_you_mean(name, known)}"
+            )
         return options, overrides
 
 
@@ -54,8 +56,8 @@ def experiment_config(spec: str, overrides: Sequence[tuple[str, str]]) -> Config
     config = load_experiment(spec)
     if not isinstance(config, ConfigDict):
         raise UserError(
-            f"{spec}: get_config returned {type(config).__name__}, not the ConfigDict of "
-            "lmx.default_config()"
+            f"{spec}: get_config returned {type(config).__name__}, not the ConfigDict "
+            "of lmx.default_config()"
         )
     for key, text in overrides:
         override(config, key, text)

@@ -16,7 +16,7 @@ from jax import lax
 
 from lmx.core.config import fingerprint
 from lmx.core.errors import DataError, UserError, pick
-from lmx.core.schema import ExperimentConfig, ModelConfig
+from lmx.core.schema import Architecture, ExperimentConfig
 from lmx.data.pipeline import Batches, Corpus, prepare
 from lmx.models.decoder import Decoder, abstract_params
 from lmx.models.sizes import resolve
@@ -34,6 +34,7 @@ class Experiment:
     """Everything that a run needs, made from one config whose numbers are resolved."""
 
     config: ExperimentConfig
+    model: Architecture
     corpus: Corpus
     partition: Partition
     objective: Objective
@@ -55,7 +56,7 @@ class Experiment:
         """Returns the first state, initialised on the devices it belongs to."""
         make = partial(
             init_state,
-            decoder=Decoder(self.config.model),
+            decoder=Decoder(self.model),
             optimizer=self.optimizer,
             config=self.config.optim,
         )
@@ -108,16 +109,17 @@ def build(
         seed=config.seed,
         report=report,
     )
-    config = with_tokenizer(config, corpus.tokenizer.vocab_size)
-    model = config.model
+    model = architecture(config, corpus.tokenizer.vocab_size)
+    config = dataclasses.replace(config, model=model)
     partition = Partition(
         make_mesh(config.parallel), pick(RULES, config.parallel.rules, "rules")
     )
     boxed = abstract_params(model)
     partition.check(boxed, config.data.batch_size // config.optim.accumulate_steps)
-    if config.parallel.step == "pmap" and max(
-        partition.mesh.shape["fsdp"], partition.mesh.shape["tensor"]
-    ) != 1:
+    if (
+        config.parallel.step == "pmap"
+        and max(partition.mesh.shape["fsdp"], partition.mesh.shape["tensor"]) != 1
+    ):
         raise UserError(
             "parallel.step='pmap' splits the batch only: set parallel.fsdp=1 and "
             "parallel.tensor=1, or parallel.step='jit'"
@@ -130,6 +132,7 @@ def build(
     shardings = partition.state_shardings(shapes, boxed)
     return Experiment(
         config=config,
+        model=model,
         corpus=corpus,
         partition=partition,
         objective=pick(OBJECTIVES, config.objective.name, "objective")(
@@ -149,15 +152,15 @@ def check_shape(config: ExperimentConfig) -> None:
     resolve(config.model, vocab_size=config.model.vocab_size or config.data.vocab_size)
 
 
-def with_tokenizer(config: ExperimentConfig, vocab_size: int) -> ExperimentConfig:
-    """Returns `config` with its model resolved for a tokenizer of `vocab_size`."""
-    model: ModelConfig = resolve(config.model, vocab_size=vocab_size)
-    if model.vocab_size is not None and model.vocab_size < vocab_size:
+def architecture(config: ExperimentConfig, vocab_size: int) -> Architecture:
+    """Returns the model of `config` for a tokenizer of `vocab_size`."""
+    model = resolve(config.model, vocab_size=vocab_size)
+    if model.vocab_size < vocab_size:
         raise DataError(
             f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's "
             f"{vocab_size}; raise it, or set it to None"
         )
-    return dataclasses.replace(config, model=model)
+    return model
 
 
 def _pmapped(step: Callable) -> Callable:

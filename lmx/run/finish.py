@@ -56,7 +56,7 @@ def write_samples(experiment: Experiment, params: Any, summary: dict) -> None:
     """Adds samples for the fixed prompts, and the share of functions that parse."""
     evals, tokenizer = experiment.config.evals, experiment.corpus.tokenizer
     generator = Generator(
-        experiment.config.model,
+        experiment.model,
         params,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
@@ -93,11 +93,16 @@ def samples_text(summary: dict) -> str:
 def final_screen(summary: dict, folder: Path) -> str:
     """Returns the text that ends a run: scores beside compressors, samples, files."""
     validation = summary["validation"]
-    rows = [("this model", validation["bits_per_byte"]), *summary["compressors"].items()]
+    rows = [
+        ("this model", validation["bits_per_byte"]),
+        *summary["compressors"].items(),
+    ]
     lines = ["", f"step {summary['step']:,}: validation bits per byte"]
     worst = max(bits for _, bits in rows)
     for name, bits in rows:
-        lines.append(f"  {name:<12}{bits:6.3f}  {'█' * max(1, round(40 * bits / worst))}")
+        lines.append(
+            f"  {name:<12}{bits:6.3f}  {'█' * max(1, round(40 * bits / worst))}"
+        )
     for sample in summary.get("samples", []):
         lines += ["", "─" * 72, f"{sample['prompt']}{sample['text']}".rstrip()]
     if "functions" in summary:

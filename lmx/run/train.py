@@ -1,10 +1,10 @@
-"""`lmx train`: from a config and a workdir to a trained model, resuming what is there."""
+"""`lmx train`: from a config and a workdir to a trained model; resumes."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from lmx.core.errors import DataError, UserError
 from lmx.core.schema import ExperimentConfig
 from lmx.core.workdir import claim, write_atomic
 
-Say = Callable[[str], object]
+Say = Callable[[str], None]
 SUMMARY = "summary.json"
 
 
@@ -34,10 +34,10 @@ def train(config: ExperimentConfig, workdir: str | Path, *, say: Say = print) ->
         ) as checkpoints:
             step = checkpoints.recover()
             summary = read_summary(folder)
-            if step is not None and step >= config.steps:
-                if summary is not None and summary["step"] >= config.steps:
-                    say(finished_message(step, folder))
-                    return summary
+            done = min(step or 0, summary["step"] if summary else 0)
+            if summary is not None and done >= config.steps:
+                say(finished_message(done, folder))
+                return summary
             return _run(config, folder, checkpoints, preemption, step, say)
 
 
@@ -63,7 +63,7 @@ def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: S
         state = checkpoints.restore(step, experiment.abstract_state)
     start = step or 0
     with (
-        MetricsWriter(folder, config.log.writers, start) as metrics,
+        MetricsWriter(folder, writers=config.log.writers, start_step=start) as metrics,
         Progress(config.steps, start) as progress,
     ):
         watch = CompileWatch(say=progress.say)
@@ -91,12 +91,12 @@ def _parts(experiment, checkpoints, metrics, progress, preemption, watch):
         metrics=metrics,
         progress=progress,
         preemption=preemption,
-        flops_per_token=flops_per_token(config.model),
+        flops_per_token=flops_per_token(experiment.model),
         peak_flops=peak_flops(experiment.partition.mesh.devices.flat),
     )
 
 
-def placed_batches(experiment, start: int, stop: int) -> Iterator[Any]:
+def placed_batches(experiment, start: int, stop: int) -> Generator[Any, None, None]:
     """Yields the training batches of steps start..stop on the devices."""
     batches = experiment.corpus.train_batches().iterate(start, stop)
     try:
@@ -107,7 +107,7 @@ def placed_batches(experiment, start: int, stop: int) -> Iterator[Any]:
 
 
 def evaluator(experiment, *, final: bool = False) -> Callable[[Any], dict[str, float]]:
-    """Returns state → validation metrics, on some batches or (`final`) as configured."""
+    """Returns state → validation metrics; `final` takes the batches of the end."""
     from lmx.evaluate.perplexity import perplexity
     from lmx.train.state import weights_to_use
 
@@ -152,9 +152,9 @@ class CompileWatch:
 
         jax.monitoring.unregister_event_duration_listener(self._heard)
 
-    def _heard(self, event: str, seconds: float, **_: object) -> None:
+    def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.endswith("backend_compile_duration"):
-            self._seconds += seconds
+            self._seconds += duration_secs
 
     def counted(self, step: Callable) -> Callable:
         """Returns `step`, which tells when it compiled although it had before."""
@@ -165,8 +165,8 @@ class CompileWatch:
             self._steps += 1
             if self._steps > 2 and self._seconds:
                 self._say(
-                    f"the training step was compiled again after {self._steps - 1} steps "
-                    f"({self._seconds:.1f} s): a shape or a placement changed"
+                    f"the training step was compiled again after {self._steps - 1} "
+                    f"steps ({self._seconds:.1f} s): a shape or a placement changed"
                 )
             return result
 
@@ -174,7 +174,7 @@ class CompileWatch:
 
 
 def check_resumable(config: ExperimentConfig, folder: Path, *, say: Say) -> None:
-    """Raises a `UserError` if the run in `folder` was started with another experiment."""
+    """Raises a `UserError` if `folder` holds a run of another experiment."""
     path = folder / "config.json"
     try:
         saved = configs.from_json(path.read_text(encoding="utf8"))
@@ -219,9 +219,9 @@ def check_tokenizer(experiment, checkpoints, step: int | None) -> None:
     found = experiment.corpus.tokenizer.fingerprint
     if saved != found:
         raise DataError(
-            f"checkpoint {step} was trained with tokenizer {str(saved)[:12]}, and the data "
-            f"now gives {found[:12]}: the text or its settings changed; restore the text, "
-            "or start again in another --workdir"
+            f"checkpoint {step} was trained with tokenizer {str(saved)[:12]}, and the "
+            f"data now gives {found[:12]}: the text or its settings changed; restore "
+            "the text, or start again in another --workdir"
         )
 
 
@@ -230,7 +230,7 @@ def describe(experiment, say: Say) -> None:
     from lmx.models.sizes import parameter_count
 
     config, mesh = experiment.config, experiment.partition.mesh
-    model, data = config.model, config.data
+    model, data = experiment.model, config.data
     devices = mesh.devices.flat[0].device_kind
     tokens = data.batch_size * model.context_length
     train = experiment.corpus.summary["train"]
@@ -272,4 +272,3 @@ def default_workdir(spec: str) -> Path:
     path, _, arg = spec.partition(":")
     suffix = "".join(f"-{part.replace('=', '-')}" for part in arg.split(",") if part)
     return Path("runs") / f"{Path(path).stem}{suffix}"
-

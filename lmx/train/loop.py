@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ class Parts:
     """
 
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-    batches: Callable[[int, int], Iterator[Batch]]
+    batches: Callable[[int, int], Generator[Batch, None, None]]
     evaluate: Callable[[TrainState], dict[str, float]]
     schedule: Callable[[int], Any]
     checkpoints: Checkpoints
@@ -69,7 +69,9 @@ def train(state: TrainState, parts: Parts, config: ExperimentConfig) -> TrainSta
             if parts.preemption.requested:
                 record.flush()
                 save(state, step, parts)
-                raise Preempted(f"stopped at step {step} of {stop}, saved; run it again")
+                raise Preempted(
+                    f"stopped at step {step} of {stop}, saved; run it again"
+                )
             parts.checkpoints.check()
             with record.waiting_for_data():
                 batch = next(batches)
@@ -154,9 +156,9 @@ class Record:
         limit = self._config.optim.max_nonfinite_steps
         if streak >= limit:
             raise DivergedError(
-                f"the loss or its gradient was not finite in {streak} steps in a row, up "
-                f"to step {step}; those steps changed nothing and the weights are finite; "
-                "try a lower optim.learning_rate, or a longer optim.warmup_steps"
+                f"the loss or its gradient was not finite in {streak} steps in a row, "
+                f"up to step {step}; they changed nothing, and the saved weights are "
+                "finite; try a lower optim.learning_rate or a longer optim.warmup_steps"
             )
 
     def _measured(self, step: int, metrics: Metrics) -> dict[str, float]:

@@ -35,13 +35,18 @@ def cross_entropy(
     """
     vocab = head_VD.shape[0]
     if chunks is None:
-        chunks = next(n for n in range(math.ceil(vocab / CHUNK), vocab + 1) if vocab % n == 0)
+        chunks = next(
+            n for n in range(math.ceil(vocab / CHUNK), vocab + 1) if vocab % n == 0
+        )
         chunks = chunks if vocab / chunks >= CHUNK / 16 else 1
     if vocab % chunks:
-        near = min((n for n in range(1, vocab + 1) if vocab % n == 0), key=lambda n: abs(n - chunks))
+        near = min(
+            (n for n in range(1, vocab + 1) if vocab % n == 0),
+            key=lambda n: abs(n - chunks),
+        )
         raise UserError(
-            f"objective.vocab_chunks={chunks} does not divide the vocabulary of {vocab}; "
-            f"nearest that does: {near}"
+            f"objective.vocab_chunks={chunks} does not divide the vocabulary of "
+            f"{vocab}; nearest that does: {near}"
         )
     return _cross_entropy(chunks, softcap, hidden_TD, head_VD, targets_T)
 
@@ -57,7 +62,7 @@ def _forward(chunks, softcap, hidden_TD, head_VD, targets_T):
     def piece(carry, item):
         peak_T, total_T, target_T = carry
         logits_TC, _, hit_TC = _piece_logits(
-            hidden_TD, *item, targets_T, chunks=chunks, softcap=softcap
+            hidden_TD, item, targets_T, chunks=chunks, softcap=softcap
         )
         new_peak_T = jnp.maximum(peak_T, lax.stop_gradient(logits_TC.max(axis=-1)))
         exp_TC = jnp.exp(logits_TC - new_peak_T[:, None])
@@ -73,16 +78,18 @@ def _forward(chunks, softcap, hidden_TD, head_VD, targets_T):
 
 
 def _backward(chunks, softcap, saved, cotangents):
-    """d nll = softmax − onehot and d log Z = softmax, piece by piece."""
+    """D nll = softmax − onehot and d log Z = softmax, piece by piece."""
     hidden_TD, head_VD, targets_T, log_z_T = saved
     nll_T, z_T = cotangents
 
     def piece(d_hidden_TD, item):
         logits_TC, slope_TC, hit_TC = _piece_logits(
-            hidden_TD, *item, targets_T, chunks=chunks, softcap=softcap
+            hidden_TD, item, targets_T, chunks=chunks, softcap=softcap
         )
         softmax_TC = jnp.exp(logits_TC - log_z_T[:, None])
-        d_TC = softmax_TC * (nll_T + z_T)[:, None] - jnp.where(hit_TC, nll_T[:, None], 0)
+        d_TC = softmax_TC * (nll_T + z_T)[:, None] - jnp.where(
+            hit_TC, nll_T[:, None], 0
+        )
         d_TC = (d_TC * slope_TC).astype(hidden_TD.dtype)
         head_CD, _ = item
         d_head_CD = _product(d_TC, hidden_TD, ((0,), (0,)))
@@ -109,8 +116,9 @@ def _over_pieces(piece, start, head_VD, chunks: int):
     return lax.scan(piece, start, (pieces, offsets))
 
 
-def _piece_logits(hidden_TD, head_CD, offset, targets_T, *, chunks, softcap):
+def _piece_logits(hidden_TD, item, targets_T, *, chunks, softcap):
     """Returns capped logits [T, C], d capped / d raw, and where the target is."""
+    head_CD, offset = item
     logits_TC = _product(hidden_TD, head_CD, ((1,), (1,)))
     slope = jnp.float32(1.0)
     if softcap is not None:
@@ -122,4 +130,6 @@ def _piece_logits(hidden_TD, head_CD, offset, targets_T, *, chunks, softcap):
 
 def _product(a, b, contract):
     """Returns the float32 product of two matrices over the axes `contract`."""
-    return lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
+    return lax.dot_general(
+        a, b, (contract, ((), ())), preferred_element_type=jnp.float32
+    )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 
-from lmx.core.schema import ModelConfig, ObjectiveConfig
+from lmx.core.schema import Architecture, ObjectiveConfig
 from lmx.inputs.batch import Batch
 from lmx.models.decoder import Decoder, head_matrix
 from lmx.train.losses import cross_entropy
@@ -40,15 +40,16 @@ class Objective(Protocol):
 
 class NextToken:
     """Cross-entropy of the next token, plus z_loss · log²Z (Chowdhery et al. 2022,
-    arXiv:2204.02311, section 5)."""
+    arXiv:2204.02311, section 5).
+    """
 
-    def __init__(self, model: ModelConfig, config: ObjectiveConfig):
+    def __init__(self, model: Architecture, config: ObjectiveConfig):
         self.model = model
         self.config = config
         self.decoder = Decoder(model)
 
     def __call__(self, params: Any, batch: Batch) -> Losses:
-        hidden_BLD = self.decoder.apply(
+        hidden_BLD: Any = self.decoder.apply(
             {"params": params},
             batch.tokens,
             positions=batch.positions,

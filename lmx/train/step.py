@@ -110,7 +110,9 @@ def summed_gradient(
     return lax.scan(add, zeros, micro)[0]
 
 
-def eval_step(params: Any, batch: Batch, *, objective: Objective) -> dict[str, jax.Array]:
+def eval_step(
+    params: Any, batch: Batch, *, objective: Objective
+) -> dict[str, jax.Array]:
     """Returns the sums {weight, metrics…} of a batch, without a gradient."""
     losses = objective(params, batch)
     sums = {k: jnp.sum(v * losses.weights) for k, v in losses.metrics.items()}

@@ -1,0 +1,119 @@
+"""The command `lmx generate`: prompts in, text out, streamed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from lmx.core.errors import DONE, DataError, UserError
+from lmx.run.arguments import Parser
+
+EXAMPLE = """example:
+  lmx generate --workdir=runs/quickstart --prompt="def "
+  lmx generate --workdir=runs/quickstart --prompts=prompts.txt --temperature=0 --json
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line, writes the continuations, returns the exit code."""
+    options, _ = parser().parse_with_overrides(argv)
+    prompts = read_prompts(options)
+
+    from lmx.api import load, sampling_config
+
+    names = (
+        *("temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
+        *("max_new_tokens", "seed"),
+    )
+    chosen = {name: getattr(options, name) for name in names}
+    sampling = {name: value for name, value in chosen.items() if value is not None}
+    sampling["stop"] = tuple(options.stop)
+    sampling_config(sampling)  # a wrong value is reported before anything is loaded
+    model = load(options.workdir, step=options.step)
+    if options.prompts is None and not options.json:
+        sys.stdout.write(prompts[0])
+        for piece in model.stream(prompts[0], **sampling):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+        return DONE
+    for prompt, text in zip(prompts, model.generate(prompts, **sampling), strict=True):
+        if options.json:
+            print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
+        else:
+            print(f"{prompt}{text}\n{'─' * 72}")
+    return DONE
+
+
+def parser() -> Parser:
+    """Returns the parser of `lmx generate`."""
+    parser = Parser(
+        prog="lmx generate",
+        description="Continue prompts with a trained model.",
+        epilog=EXAMPLE,
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, metavar="DIR", help="a run of lmx train")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument(
+        "--prompt", help="the text to continue; '-' reads it from stdin"
+    )
+    prompt.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="one prompt a line, or .jsonl with a 'prompt' field; all in one batch",
+    )
+    add("--temperature", type=float, help="0 is greedy (default 0.7)")
+    add("--top_k", "--top-k", type=int, help="keep the k most probable tokens")
+    add("--top_p", "--top-p", type=float, help="keep this share of probability")
+    add("--min_p", "--min-p", type=float, help="drop below this share of the best")
+    add(
+        "--repetition_penalty",
+        "--repetition-penalty",
+        type=float,
+        help="above 1 avoids tokens already there",
+    )
+    add("--max_new_tokens", "--max-new-tokens", type=int, help="(default 128)")
+    add("--stop", action="append", default=[], help="end at this text; may be repeated")
+    add("--seed", type=int, help="decides the draws (default 0)")
+    add("--step", type=int, help="checkpoint to use (default: the newest)")
+    add(
+        "--json",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="one JSON object per prompt",
+    )
+    return parser
+
+
+def read_prompts(options: argparse.Namespace) -> list[str]:
+    """Returns the prompts that the options name."""
+    if options.prompt == "-":
+        return [sys.stdin.read()]
+    if options.prompt is not None:
+        return [options.prompt]
+    path = Path(options.prompts)
+    try:
+        lines = [x for x in path.read_text(encoding="utf8").splitlines() if x.strip()]
+    except OSError as error:
+        raise DataError(f"--prompts={path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"--prompts={path} is not UTF-8 text: {error.reason}"
+        ) from error
+    if not lines:
+        raise DataError(f"--prompts={path} holds no prompt; write one a line")
+    if path.suffix != ".jsonl":
+        return lines
+    try:
+        prompts = [json.loads(line)["prompt"] for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"--prompts={path}: each line must be a JSON object with a 'prompt' "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    if not all(isinstance(prompt, str) for prompt in prompts):
+        raise UserError(f"--prompts={path}: every 'prompt' must be text")
+    return prompts
