@@ -50,7 +50,7 @@ class Corpus:
 
     def validation_text(self) -> bytes:
         """Returns the UTF-8 text of the validation documents, joined."""
-        return (self.directory / "validation" / "text.bin").read_bytes()
+        return (self.directory / "validation.txt").read_bytes()
 
     def train_batches(self) -> Batches:
         """Returns the training batches that the config asks for."""
@@ -169,7 +169,7 @@ def _build(
             "bytes": split["source_bytes"],
             "tokens": split["tokens"],
         }
-    validation.move_text(directory / "validation" / "text.bin")
+    validation.move_text(directory / "validation.txt")
     train.remove()
     total = [
         summary["train"][k] + summary["validation"][k] for k in ("bytes", "tokens")

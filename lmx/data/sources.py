@@ -56,8 +56,14 @@ def open_source(path: str, *, text_field: str, cache_dir: Path) -> Source:
 
     Raises a `DataError` where there is none, with the nearest name.
     """
-    place = Path(path).expanduser()
-    if place.exists():
+    try:
+        place = Path(path).expanduser()
+        exists = place.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise errors.DataError(
+            f"{path[:80]!r} is no usable path ({error}); set data.path to another"
+        ) from error
+    if exists:
         if (place / "dataset_info.json").exists():
             from lmx.data import tfds_source
 

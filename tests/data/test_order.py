@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -37,10 +39,10 @@ def test_epochs_and_seeds_differ():
 
 
 def test_rows_land_everywhere_equally_often():
+    index, epochs = np.tile(np.arange(7), 4000), np.repeat(np.arange(4000), 7)
+    found = permute(index, rows=7, seed=0, epochs=epochs)
     counts = np.zeros((7, 7))
-    for epoch in range(4000):
-        found = permute(np.arange(7), rows=7, seed=0, epochs=epoch)
-        counts[np.arange(7), found] += 1
+    np.add.at(counts, (index, found), 1)
     # Chi-square with 36 degrees of freedom: above 80 once in 30,000 fair shuffles.
     expected = 4000 / 7
     assert ((counts - expected) ** 2 / expected).sum() < 80
@@ -58,7 +60,7 @@ def test_any_cut_of_the_sequence_is_the_same_sequence(rows, seed, cuts, shuffle)
         found = global_rows(start, stop, rows=rows, seed=seed, shuffle=shuffle)
         return found.tolist()
 
-    joined = [row for a, b in zip(cuts, cuts[1:], strict=False) for row in part(a, b)]
+    joined = [row for a, b in itertools.pairwise(cuts) for row in part(a, b)]
     assert joined == part(cuts[0], cuts[-1])
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -23,9 +24,7 @@ def _stream(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
 def _packer(lengths: list[int], length: int, packing) -> Packer:
     tokens, offsets = _stream(lengths)
-    return Packer(
-        tokens, offsets, context_length=length, packing=packing, pad_id=PAD
-    )
+    return Packer(tokens, offsets, context_length=length, packing=packing, pad_id=PAD)
 
 
 def _naive(lengths: list[int], length: int, packing: str) -> list[list[tuple]]:
@@ -46,7 +45,7 @@ def _naive(lengths: list[int], length: int, packing: str) -> list[list[tuple]]:
     rows = []
     for group in groups:
         row: list[tuple] = []
-        for place, following in zip(group, group[1:], strict=False):
+        for place, following in itertools.pairwise(group):
             if len(row) == length:
                 rows.append(row)
                 row = []
