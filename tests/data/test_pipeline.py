@@ -296,12 +296,15 @@ def test_an_error_in_a_worker_surfaces_with_its_message(small_store):
 
 
 def test_closing_ends_the_threads(small_store):
-    before = threading.active_count()
-    for _ in range(3):
-        iterator = _batches(small_store, workers=2).iterate(0, 1000)
-        next(iterator)
-        iterator.close()
-    assert threading.active_count() <= before
+    before = set(threading.enumerate())
+    iterator = _batches(small_store, workers=2).iterate(0, 1000)
+    next(iterator)
+    started = set(threading.enumerate()) - before
+    assert started
+    iterator.close()
+    for thread in started:  # told to end, they finish the batch they are at
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(
