@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 
 from lmx.core.errors import UserError
 from lmx.core.schema import Architecture, ModelConfig
@@ -34,11 +35,12 @@ UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 def parse_size(text: str) -> int:
     """Returns the number of parameters that '10m', '124M' or '1.5b' stands for."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmbt])", text.strip().lower())
-    if not match or float(match[1]) == 0:
+    count = round(float(match[1]) * UNITS[match[2]]) if match else 0
+    if count < 1:
         raise UserError(
             f"model.size={text!r} is not a number of parameters such as '10m' or '1.5b'"
         )
-    return round(float(match[1]) * UNITS[match[2]])
+    return count
 
 
 def resolve(config: ModelConfig, vocab_size: int | None = None) -> Architecture:
@@ -56,7 +58,7 @@ def resolve(config: ModelConfig, vocab_size: int | None = None) -> Architecture:
         architecture = _fit(config, parse_size(config.size))
     else:
         architecture = _fill(config, *shape)
-    _check(architecture)
+    _check(architecture, heads_divide=config.head_dim is None)
     return architecture
 
 
@@ -94,18 +96,70 @@ def _fill(c: ModelConfig, width, num_layers, num_heads) -> Architecture:
 
 
 def _fit(c: ModelConfig, budget: int) -> Architecture:
-    """Returns `c` with the width, depth and heads that come nearest to `budget`."""
+    """Returns `c` with the width, depth and heads that come nearest to `budget`.
+
+    Depth stays near width / 64 unless one of the two is set: the other then follows.
+    """
     shapes: list[tuple[float, int, Architecture]] = []
-    for width in WIDTHS if c.width is None else (c.width,):
+    for width in _widths(c):
+        heads = _heads(c, width)
+        if heads is None:
+            continue
         ideal = max(1.0, width / 64)
         depths = range(max(1, round(ideal / 1.6)), round(ideal * 1.6) + 2)
-        for depth in depths if c.num_layers is None else (c.num_layers,):
-            heads = width // (c.head_dim or (64 if width >= 256 else 32))
-            shape = _fill(c, width, depth, c.num_heads or max(1, heads))
+        if c.num_layers is not None:
+            depths = range(c.num_layers, c.num_layers + 1)
+        elif c.width is not None:
+            depths = range(1, 1025)
+        if shapes and parameter_count(_fill(c, width, depths[0], heads)) > 2 * budget:
+            break  # wider ones are larger still
+        for depth in depths:
+            shape = _fill(c, width, depth, heads)
             miss = abs(math.log(parameter_count(shape) / budget))
             cost = miss + 0.05 * abs(math.log(depth / ideal))
             shapes.append((cost, len(shapes), shape))
+    if not shapes:
+        given = ("width", "num_heads", "num_kv_heads", "head_dim")
+        told = [f"model.{n}={getattr(c, n)}" for n in given if getattr(c, n)]
+        raise UserError(
+            f"model.size={c.size!r} finds no shape with {', '.join(told)}; set "
+            "fewer of them, or model.num_heads too"
+        )
     return min(shapes)[2]
+
+
+def _widths(c: ModelConfig) -> Sequence[int]:
+    """Returns the widths to choose from, such as suit a set number or size of heads."""
+    if c.width is not None:
+        return (c.width,)
+    if c.head_dim is None and c.num_heads is not None:
+        unit = 8 * c.num_heads
+    elif c.head_dim is not None and c.num_heads is None:
+        unit = c.head_dim * (c.num_kv_heads or 1)
+    else:
+        return WIDTHS
+    unit *= math.ceil(32 / unit)
+    return range(unit, 32768, unit)
+
+
+def _heads(c: ModelConfig, width: int) -> int | None:
+    """Returns how many heads `width` is cut into, or None where none fit.
+
+    As many as are set; else such that they are `head_dim` wide or near to 64 (32 below
+    width 256), and `num_kv_heads` divides them.
+    """
+    if c.num_heads is not None:
+        free = c.width is not None or c.head_dim is not None
+        return c.num_heads if free or width % c.num_heads == 0 else None
+    if c.head_dim is not None:
+        options = [max(1, width // c.head_dim)]
+        options = options if c.width or width % c.head_dim == 0 else []
+    else:
+        even = 2 if c.positions == "rope" else 1
+        options = [n for n in range(1, width + 1) if width % (n * even) == 0]
+    options = [n for n in options if n % (c.num_kv_heads or 1) == 0]
+    ideal = width / (64 if width >= 256 else 32)
+    return min(options, key=lambda n: abs(math.log(n / ideal)), default=None)
 
 
 def parameter_count(c: Architecture) -> int:
@@ -127,9 +181,16 @@ def parameter_count(c: Architecture) -> int:
     return tables + c.num_layers * (attention + mlp + 2 * norm) + final
 
 
-def _check(c: Architecture) -> None:
-    """Raises a `UserError` for a shape that no model can have."""
-    if c.head_dim * c.num_heads != c.width and c.width % c.num_heads:
+def _check(c: Architecture, *, heads_divide: bool) -> None:
+    """Raises a `UserError` for a shape that no model can have.
+
+    Heads whose size was set need not divide the width (`heads_divide`).
+    """
+    for name in ("attention_softcap", "logit_softcap"):
+        cap = getattr(c, name)
+        if cap is not None and not cap > 0:
+            raise UserError(f"model.{name}={cap} must be above 0, or None for no cap")
+    if heads_divide and c.width % c.num_heads:
         divisors = [n for n in range(1, c.width + 1) if c.width % n == 0]
         near = min(divisors, key=lambda n: abs(n - c.num_heads))
         raise UserError(
