@@ -192,7 +192,10 @@ lmx_prepare() {
   lmx_is_ready && return
   # One installation at a time, where flock exists.
   exec 9<"$LMX_ROOT/requirements.lock"
-  if command -v flock >/dev/null 2>&1; then flock 9; fi
+  if command -v flock >/dev/null 2>&1 && ! flock -n 9; then
+    lmx_say "waiting for another installation to end"
+    flock 9
+  fi
   lmx_is_ready || lmx_install
   local status=$?
   exec 9<&-

@@ -283,3 +283,12 @@ def test_signals_reach_python_because_the_launcher_becomes_it(machine):
     )
     output, _ = process.communicate(timeout=60)
     assert output.startswith(f"pid {process.pid} args")
+
+
+def test_pip_takes_over_where_uv_cannot_reach_its_index(machine):
+    machine.python("3.12")
+    result = machine.train(FAIL="1")
+    assert result.returncode == 0, result.stderr
+    assert "uv failed: no route to the index; trying pip" in result.stderr
+    assert "-m pip install" in (machine.venv / "install.log").read_text()
+    assert result.stdout.endswith("-m lmx train\n")
