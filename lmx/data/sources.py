@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import hashlib
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,12 +181,22 @@ def _stdlib(cache_dir: Path, *, text_field: str) -> Source:
     def read(tally: Counter[str]) -> Iterator[tuple[str | None, str, str]]:
         from lmx.data import tfds_source
 
+        try:
+            yield from load(tally)
+        except tfds_source.DamagedError:  # it can be made again, so it is
+            shutil.rmtree(data_dir, ignore_errors=True)
+            yield from load(tally)
+
+    def load(tally: Counter[str]) -> list[tuple[str | None, str, str]]:
+        from lmx.data import tfds_source
+
         if not data_dir.exists():
             with atomic_directory(data_dir) as partial:
                 tfds_source.build_stdlib(partial)
         builder = tfds_source.open_stdlib(data_dir)
+        documents = list(_tfds(builder, text_field=text_field, entries=[]).read(tally))
         tally.update(tfds_source.built_in_tally(builder))
-        yield from _tfds(builder, text_field=text_field, entries=[]).read(tally)
+        return documents
 
     size = sum(entry.size for entry in entries)
     return Source(name=BUILT_IN, identity=identity, size=size, read=read)

@@ -8,8 +8,10 @@ so `sources` does it late.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,10 @@ from lmx.core import errors
 from lmx.data import stdlib_corpus
 
 VALIDATION_NAMES = ("validation", "valid", "val", "dev")
+
+
+class DamagedError(errors.DataError):
+    """A data set that was written cannot be read back."""
 
 
 def open_builder(name: str) -> Any:
@@ -57,23 +63,27 @@ def open_builder(name: str) -> Any:
 
 
 def open_directory(path: Path) -> Any:
-    """Returns the builder of a folder that TFDS wrote; raises a `DataError`."""
+    """Returns the builder of a folder that TFDS wrote, or raises a `DamagedError`."""
     try:
         with _quiet():
             return tfds.builder_from_directory(path)
     except Exception as error:  # TFDS raises many kinds for a damaged folder
-        raise errors.DataError(
+        raise DamagedError(
             f"{path} is not a whole TFDS data set ({error}); prepare it again"
         ) from error
 
 
 def build_stdlib(data_dir: Path) -> None:
-    """Writes the built-in corpus below `data_dir`."""
-    with _quiet():
-        builder = stdlib_corpus.PythonStdlib(
-            data_dir=data_dir, file_format="array_record"
-        )
-        builder.download_and_prepare()
+    """Writes the built-in corpus below `data_dir`; raises an OSError."""
+    try:
+        with _quiet():
+            builder = stdlib_corpus.PythonStdlib(
+                data_dir=data_dir, file_format="array_record"
+            )
+            builder.download_and_prepare()
+    except RuntimeError as error:  # what ArrayRecord makes of a failed write
+        full = os.strerror(errno.ENOSPC) in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
 
 
 def open_stdlib(data_dir: Path) -> Any:
@@ -113,12 +123,13 @@ def read_split(
             source = builder.as_data_source(split)
     except (ImportError, AttributeError, NotImplementedError) as error:
         raise _needs_tensorflow(name, error) from error
-    except (OSError, ValueError) as error:
-        raise errors.DataError(
-            f"{name} cannot be read ({error}); prepare it again"
-        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _damaged(builder, error) from error
     for number in range(len(source)):
-        value = source[number][text_field]
+        try:
+            value = source[number][text_field]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise _damaged(builder, error) from error
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
         if not isinstance(value, str):
@@ -132,6 +143,13 @@ def read_split(
 def built_in_tally(builder: Any) -> Counter[str]:
     """Returns what was left out when the built-in corpus was written."""
     return Counter({name: int(n) for name, n in dict(builder.info.metadata).items()})
+
+
+def _damaged(builder: Any, error: Exception) -> DamagedError:
+    return DamagedError(
+        f"{builder.info.full_name} is damaged ({str(error)[:120]}); delete "
+        f"{builder.data_dir} and prepare it again"
+    )
 
 
 def _needs_tensorflow(name: str, error: Exception) -> errors.DataError:

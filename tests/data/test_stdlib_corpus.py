@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import sys
 import sysconfig
 from collections import Counter
 
 import pytest
 
-from lmx.core.errors import DataError
+from lmx.core.errors import DataError, StorageError
 from lmx.data import sources, stdlib_files
 from lmx.data.sources import Document
 
@@ -76,6 +77,34 @@ def test_a_folder_that_tfds_wrote_is_a_source(cache):
     source = sources.open_source(str(folder), text_field="text", cache_dir=cache)
     splits = Counter(split for split, _, _ in source.read(Counter()))
     assert splits["train"] > splits["validation"] > 0
+
+
+def test_a_damaged_data_set_is_named_and_the_built_in_one_made_again(cache, tmp_path):
+    whole = _read(cache, Counter())
+    shutil.copytree(cache, tmp_path / "copy")
+    (shard,) = (tmp_path / "copy").glob("tfds/*/*/*/*train.array_record*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    folder = sources.open_source(str(shard.parent), text_field="text", cache_dir=cache)
+    with pytest.raises(DataError, match=r"is damaged .*delete .*prepare it again"):
+        list(folder.read(Counter()))
+    assert _read(tmp_path / "copy", Counter()) == whole
+    shutil.rmtree(shard.parent)
+    assert _read(tmp_path / "copy", Counter()) == whole
+
+
+def test_a_full_disk_while_the_corpus_is_written_is_a_storage_error(
+    tmp_path, monkeypatch
+):
+    def full(*_, **__) -> None:  # what ArrayRecord was seen to raise
+        raise RuntimeError("write() failed: No space left on device; writing x")
+
+    builder = "lmx.data.stdlib_corpus.PythonStdlib.download_and_prepare"
+    monkeypatch.setattr(builder, full)
+    with pytest.raises(StorageError, match="free some space"):
+        _read(tmp_path, Counter())
+    assert list((tmp_path / "tfds").iterdir()) == []
 
 
 def test_a_data_set_that_is_not_here_names_the_command(cache):
