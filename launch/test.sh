@@ -41,7 +41,7 @@ if [ $# -eq 0 ]; then
   stage lint ruff check .
   stage format ruff format --check .
   stage types mypy
-  stage layers lint-imports
+  stage layers lint-imports --no-logo
 fi
 stage tests tests "$@"
 
