@@ -103,7 +103,7 @@ class SamplingConfig:
 
 
 class Settings(NamedTuple):
-    """The numbers of a `SamplingConfig` as traced values, scalars or one per row [B]."""
+    """The numbers of a `SamplingConfig`, traced: scalars or one per row [B]."""
 
     temperature: jax.typing.ArrayLike
     top_k: jax.typing.ArrayLike

@@ -1,0 +1,184 @@
+"""Text in, text out: prompts are encoded, new tokens decoded, stop strings cut off.
+
+A prompt is taken as the beginning of a document, as in training: its tokens follow the
+tokenizer's BOS. What is emitted is final: half a code point, or text that may turn out
+to begin a stop string, is held back. Tokens and caches are `decode.py`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from lmx.core.errors import UserError
+from lmx.generate.decode import FinishReason, Generator, Session
+from lmx.generate.sampling import SamplingConfig
+from lmx.inputs.tokenizers import StreamDecoder, Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt.
+
+    Attributes:
+      text: the new text, without the stop string and what follows it.
+      token_ids: the new tokens, up to the one that completed a stop string, and with
+        the end token that ended the text.
+      logprobs: natural log-probability of each token under the model itself.
+      finish_reason: 'stop' (a stop string), 'eos' or 'length'.
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+
+
+def complete(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    sampling: SamplingConfig,
+) -> list[Completion]:
+    """Returns the continuation of each prompt; prompt i draws from random stream i.
+
+    Any number of prompts: they are taken `generator.max_batch` at a time.
+    """
+    if isinstance(prompts, str):
+        raise UserError(
+            f"prompts={prompts[:40]!r} is one string; write [prompt] for one prompt"
+        )
+    encoded = encode_prompts(tokenizer, prompts)
+    completions: list[Completion] = []
+    for start in range(0, len(encoded), generator.max_batch):
+        part = encoded[start : start + generator.max_batch]
+        rows = range(start, start + len(part))
+        session = generator.start(part, sampling, rows=rows)
+        writers = [_Writer(tokenizer, sampling.stop, generator.eos_id) for _ in part]
+        texts = [""] * len(part)
+        while session.running:
+            for i, piece in enumerate(_advance(session, writers)):
+                texts[i] += piece
+        texts = [
+            text + writer.close() for text, writer in zip(texts, writers, strict=True)
+        ]
+        for text, writer, result in zip(texts, writers, session.results(), strict=True):
+            reason: FinishReason = "stop" if writer.stopped else result.finish_reason
+            completions.append(
+                Completion(
+                    text,
+                    result.tokens[: writer.used],
+                    result.logprobs[: writer.used],
+                    reason,
+                )
+            )
+    return completions
+
+
+def stream(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: SamplingConfig,
+) -> Iterator[str]:
+    """Yields the continuation of a prompt in pieces that join to `complete`'s text.
+
+    The first calls of the decode loop are short, so that the first word comes early.
+    """
+    session = generator.start(encode_prompts(tokenizer, [prompt]), sampling)
+    writer = _Writer(tokenizer, sampling.stop, generator.eos_id)
+    steps = 1
+    while session.running:
+        (piece,) = _advance(session, [writer], steps)
+        steps = min(2 * steps, generator.chunk)
+        if piece:
+            yield piece
+    if last := writer.close():
+        yield last
+
+
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
+    """Returns the token ids of each prompt, as a document of training begins."""
+    return [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch(list(prompts))]
+
+
+def _advance(session: Session, writers: list[_Writer], steps: int | None = None):
+    """Returns the text that the next tokens make final, and halts rows that stopped."""
+    running = [session.is_running(i) for i in range(len(writers))]
+    pieces = [""] * len(writers)
+    for i, tokens in enumerate(session.advance(steps)):
+        if running[i]:
+            pieces[i] = writers[i].write(tokens)
+            if writers[i].stopped:
+                session.halt(i)
+    return pieces
+
+
+class StopScanner:
+    """Finds stop strings in text that arrives in pieces of any size.
+
+    The match that ends first wins, the longest of those that end together, so the cut
+    does not depend on where the pieces are parted. `found` says whether there was one.
+    """
+
+    def __init__(self, stop: Sequence[str]):
+        self._stop = tuple(stop)
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """Returns the text that no stop string can contain any more."""
+        if self.found:
+            return ""
+        held = self._held + text
+        matches = [(at + len(s), at) for s in self._stop if (at := held.find(s)) >= 0]
+        if matches:
+            self.found, self._held = True, ""
+            return held[: min(matches)[1]]
+        safe = len(held) - self._pending(held)
+        self._held = held[safe:]
+        return held[:safe]
+
+    def flush(self) -> str:
+        """Returns what was held back: the text has ended without a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _pending(self, held: str) -> int:
+        """Returns the length of the longest end of `held` that may become a match."""
+        longest = max((len(s) for s in self._stop), default=0)
+        for length in range(min(longest - 1, len(held)), 0, -1):
+            if any(s.startswith(held[-length:]) for s in self._stop):
+                return length
+        return 0
+
+
+class _Writer:
+    """Turns one row's tokens into final text; `used` of them are part of it."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], eos_id: int | None):
+        self._decoder = StreamDecoder(tokenizer)
+        self._scanner = StopScanner(stop)
+        self._eos_id = eos_id
+        self.used = 0
+
+    @property
+    def stopped(self) -> bool:
+        return self._scanner.found
+
+    def write(self, tokens: Sequence[int]) -> str:
+        """Returns the text that `tokens` make final."""
+        text = ""
+        for token in tokens:
+            self.used += 1
+            if token != self._eos_id:  # one by one: the stop string's last one counts
+                text += self._scanner.push(self._decoder.push([token]))
+            if self.stopped:
+                break
+        return text
+
+    def close(self) -> str:
+        """Returns the text that was held back, once no token follows."""
+        if self.stopped:
+            return ""
+        return self._scanner.push(self._decoder.flush()) + self._scanner.flush()

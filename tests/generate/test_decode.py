@@ -1,0 +1,261 @@
+"""Decoding: the same tokens as a full forward pass, in any batch, in few programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmx.core.errors import UserError
+from lmx.core.schema import ModelConfig
+from lmx.generate import decode
+from lmx.generate.decode import Generator
+from lmx.generate.sampling import SamplingConfig
+from lmx.models.decoder import Decoder, head_logits, init_cache
+from lmx.models.sizes import resolve
+
+V = 53
+GREEDY = SamplingConfig(temperature=0, max_new_tokens=12)
+HOT = SamplingConfig(temperature=1.0, top_p=0.95, max_new_tokens=12, seed=5)
+VARIANTS = {
+    "rope": {},
+    "learned": {"positions": "learned", "norm": "layernorm", "biases": "all"},
+    "alibi": {"positions": "alibi", "head": "untied"},
+    "none": {"positions": "none", "mlp": "gelu"},
+    "window": {"pattern": ("window", "attention"), "window": 4, "num_layers": 3},
+    "multi_query": {"num_kv_heads": 1, "qk_norm": "rmsnorm"},
+    "softcap": {
+        "attention_softcap": 5.0,
+        "logit_softcap": 8.0,
+        "norm_position": "post",
+    },
+    "scan": {"layer_loop": "scan", "num_layers": 3, "pattern": ("window", "attention")},
+}
+
+
+def tiny(**changes) -> ModelConfig:
+    shape = {
+        "width": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "vocab_size": V,
+        "context_length": 40,
+        "compute_dtype": "float32",
+        "window": 6,
+    }
+    return resolve(ModelConfig(**{**shape, **changes}))
+
+
+@functools.cache
+def build(config: ModelConfig):
+    """Returns parameters large enough that greedy text does not repeat itself."""
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    boxed = Decoder(config).init(jax.random.key(0), tokens)["params"]
+    return jax.tree.map(lambda x: 8 * x, nn.meta.unbox(boxed))
+
+
+def make(config: ModelConfig, **options) -> Generator:
+    options = {"eos_id": None, "bos_id": 1, **options}
+    return Generator(config, build(config), **options)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def full_logits(params, tokens, *, config):
+    return head_logits(
+        config, params, Decoder(config).apply({"params": params}, tokens)
+    )
+
+
+def forward(config, tokens) -> np.ndarray:
+    """Returns logits [L, V] of a row; causality lets it be padded to one length."""
+    padded = np.zeros((1, config.context_length), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return np.asarray(full_logits(build(config), padded, config=config))[
+        0, : len(tokens)
+    ]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_stepwise_decode_equals_the_full_forward(name):
+    config = tiny(**VARIANTS[name])
+    params, L, filled = build(config), 14, (6, 3)
+    tokens = np.random.default_rng(0).integers(0, V, (2, L)).astype(np.int32)
+
+    @jax.jit
+    def apply(tokens, positions, cache):
+        hidden, cache = Decoder(config).apply(
+            {"params": params}, tokens, positions=positions, cache=cache
+        )
+        return head_logits(config, params, hidden), cache
+
+    cache = init_cache(config, batch_size=2, length=16)
+    positions = np.broadcast_to(np.arange(8, dtype=np.int32), (2, 8))
+    # The prompts are 6 and 3 tokens long; the rest of the eight is garbage.
+    prompt = np.where(positions < np.array(filled)[:, None], tokens[:, :8], V - 1)
+    got, cache = apply(prompt, positions, cache)
+    expected = np.stack([forward(config, row) for row in tokens])
+    for row, length in enumerate(filled):
+        np.testing.assert_allclose(
+            got[row, :length], expected[row, :length], atol=1e-4, rtol=1e-4
+        )
+    for step in range(L - max(filled)):
+        at = np.array(filled, np.int32) + step
+        got, cache = apply(tokens[[0, 1], at][:, None], at[:, None], cache)
+        np.testing.assert_allclose(
+            got[:, 0], expected[[0, 1], at], atol=1e-4, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_greedy_tokens_equal_the_argmax_of_full_forwards(name):
+    config = tiny(**VARIANTS[name])
+    prompts = [[3, 1, 4, 1, 5], [9]]
+    for prompt, result in zip(
+        prompts, make(config).generate(prompts, GREEDY), strict=True
+    ):
+        text = list(prompt)
+        assert len(result.tokens) == len(result.logprobs) == 12
+        for token, logprob in zip(result.tokens, result.logprobs, strict=True):
+            logits = forward(config, text)[-1]
+            assert token == logits.argmax()
+            expected = logits[token] - np.log(np.exp(logits - logits.max()).sum())
+            assert logprob == pytest.approx(expected - logits.max(), abs=1e-4)
+            text.append(token)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, HOT], ids=["greedy", "sampled"])
+def test_a_batch_of_ragged_prompts_equals_each_alone(sampling):
+    generator = make(tiny(), max_batch=4)
+    prompts = [[7] * 3, [], [2, 5] * 10, [11], [4, 8, 15, 16, 23, 42]]
+    together = generator.generate(prompts, sampling)
+    for row, prompt in enumerate(prompts):
+        alone = generator.generate([prompt], sampling, rows=[row])[0]
+        assert alone.tokens == together[row].tokens
+        np.testing.assert_allclose(alone.logprobs, together[row].logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 32])
+def test_the_chunk_does_not_change_the_tokens(chunk):
+    expected = make(tiny()).generate([[3, 4]], HOT)[0].tokens
+    assert make(tiny(), chunk=chunk).generate([[3, 4]], HOT)[0].tokens == expected
+
+
+def test_a_long_prompt_in_pieces_and_a_growing_cache_change_nothing(monkeypatch):
+    config = tiny(context_length=39)
+    prompt = np.random.default_rng(2).integers(0, V, 21).tolist()
+    expected = make(config).generate([prompt, [5]], GREEDY)
+    monkeypatch.setattr(decode, "SMALLEST_PIECE", 4)
+    monkeypatch.setattr(decode, "LARGEST_PIECE", 8)
+    monkeypatch.setattr(decode, "SMALLEST_CACHE", 8)
+    session = make(config, chunk=5).start([prompt, [5]], GREEDY)
+    lengths = [decode.cache_length(session._state.cache)]
+    while session.running:
+        session.advance()
+        lengths.append(decode.cache_length(session._state.cache))
+    assert session.results() == [
+        dataclasses.replace(e, logprobs=pytest.approx(e.logprobs, abs=1e-4))
+        for e in expected
+    ]
+    assert lengths[0] < lengths[-1] == 39
+
+
+def test_nothing_is_compiled_again_for_lengths_in_one_bucket_or_for_settings():
+    generator = make(tiny())
+    generator.generate([[1, 2, 3]], GREEDY)
+    programs = decode._decode._cache_size(), decode._fill._cache_size()
+    for length in (2, 9, 20, 33):
+        generator.generate([[4] * length], GREEDY)
+    for options in ({"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}, {"seed": 9}):
+        sampling = SamplingConfig(temperature=0.9, max_new_tokens=7, **options)
+        generator.generate([[4] * 5], sampling)
+    assert (decode._decode._cache_size(), decode._fill._cache_size()) == programs
+
+
+def test_generators_of_one_config_share_their_programs():
+    make(tiny()).generate([[1, 2, 3]], GREEDY)
+    programs = decode._decode._cache_size()
+    other = jax.tree.map(lambda x: x * 0.5, build(tiny()))
+    Generator(tiny(), other, eos_id=3).generate([[1, 2, 3]], GREEDY)
+    assert decode._decode._cache_size() == programs
+
+
+def test_the_end_token_ends_its_row_and_no_other():
+    free = make(tiny()).generate([[3, 4], [6]], HOT)
+    eos = free[0].tokens[4]
+    assert eos not in free[0].tokens[:4]
+    first, second = make(tiny(), eos_id=eos).generate([[3, 4], [6]], HOT)
+    assert first.tokens == free[0].tokens[:5]
+    assert first.finish_reason == "eos"
+    until = second.tokens.index(eos) + 1 if eos in second.tokens else 12
+    assert second.tokens == free[1].tokens[:until]
+
+
+def test_generation_ends_where_the_context_is_full():
+    config = tiny(positions="learned")
+    sampling = dataclasses.replace(GREEDY, max_new_tokens=100)
+    short, long = make(config).generate([[1] * 30, [1] * 39], sampling)
+    assert (len(short.tokens), short.finish_reason) == (10, "length")
+    assert (len(long.tokens), long.finish_reason) == (1, "length")
+
+
+def test_a_prompt_without_room_is_refused_or_cut():
+    generator = make(tiny())
+    with pytest.raises(UserError, match=r"40 tokens.*holds 40.*at most 39.*'cut'"):
+        generator.generate([[1] * 40], GREEDY)
+    cut = dataclasses.replace(GREEDY, long_prompt="cut")
+    prompt = np.random.default_rng(4).integers(0, V, 60).tolist()
+    (result,) = generator.generate([prompt], cut)
+    assert result.tokens == generator.generate([prompt[-28:]], GREEDY)[0].tokens
+
+
+def test_an_empty_prompt_starts_from_bos():
+    generator = make(tiny())
+    empty, bos = generator.generate([[], [1]], GREEDY)
+    assert empty.tokens == bos.tokens
+    with pytest.raises(UserError, match="empty"):
+        make(tiny(), bos_id=None).generate([[]], GREEDY)
+
+
+def test_a_halted_row_adds_nothing_and_the_others_go_on():
+    expected = make(tiny(), chunk=5).generate([[3], [4]], HOT)
+    session = make(tiny(), chunk=5).start([[3], [4]], HOT)
+    session.advance()
+    session.halt(0)
+    while session.running:
+        assert session.advance()[0] == []
+    first, second = session.results()
+    assert (first.tokens, first.finish_reason) == (expected[0].tokens[:5], "stop")
+    assert second == expected[1]
+
+
+def test_bad_calls_name_the_numbers():
+    generator = make(tiny(), max_batch=2)
+    with pytest.raises(UserError, match="token 53 is not in the vocabulary of 53"):
+        generator.generate([[53]], GREEDY)
+    with pytest.raises(UserError, match=r"3 prompts.*max_batch=2"):
+        generator.start([[1]] * 3, GREEDY)
+    with pytest.raises(UserError, match="1 row numbers for 2 prompts"):
+        generator.start([[1]] * 2, GREEDY, rows=[0])
+    with pytest.raises(UserError, match="chunk=0"):
+        make(tiny(), chunk=0)
+    assert generator.generate([], GREEDY) == []
+
+
+def test_bfloat16_weights_are_cast_once_and_change_nothing():
+    config = tiny(compute_dtype="bfloat16")
+    generator = make(config)
+    dtypes = {str(x.dtype) for x in jax.tree.leaves(generator.params)}
+    assert dtypes == {"bfloat16", "float32"}
+    plain, cast = build(config), generator.params
+    tokens = np.random.default_rng(0).integers(0, V, (1, 40)).astype(np.int32)
+    np.testing.assert_allclose(
+        full_logits(plain, tokens, config=config),
+        full_logits(cast, tokens, config=generator.config),
+        atol=1e-5,
+    )
