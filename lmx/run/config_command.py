@@ -12,6 +12,7 @@ from lmx.core.config import (
     flatten,
     freeze,
     from_json,
+    override,
     set_key,
 )
 from lmx.core.errors import DONE, UserError, pick
@@ -46,8 +47,10 @@ def main(argv: list[str]) -> int:
 
 
 def show(options, overrides) -> str:
-    """Returns every option with its value, derived numbers included."""
-    config = derived(chosen(options, overrides))
+    """Returns every option with its value; with `--config`, derived numbers too."""
+    config = chosen(options, overrides)
+    if options.config:
+        config = derived(config)
     return table({key: (value,) for key, value in flatten(config).items()})
 
 
@@ -81,7 +84,10 @@ def chosen(options, overrides) -> ExperimentConfig:
     """Returns the experiment of the command line, or the defaults."""
     if options.config:
         return freeze(experiment_config(options.config, overrides))
-    return freeze(default_config())
+    config = default_config()
+    for key, text in overrides:
+        override(config, key, text)
+    return freeze(config)
 
 
 def other(spec: str | None) -> ExperimentConfig:

@@ -46,7 +46,7 @@ def finish(
             summary["compressors"][label] = round(bits, 4)
     write_samples(experiment, weights_to_use(state), summary)
     write_atomic(folder / "samples.txt", samples_text(summary))
-    plot_losses(folder / FILE_NAME, folder / "loss.png")
+    plot_losses(folder / FILE_NAME, folder / "loss.png", title=folder.name)
     say(final_screen(summary, folder))
     write_atomic(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary

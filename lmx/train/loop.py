@@ -78,15 +78,15 @@ def train(state: TrainState, parts: Parts, config: ExperimentConfig) -> TrainSta
             state, metrics = parts.step(state, batch)
             try:
                 record.add(step + 1, metrics)
+                if due(step + 1, config.evals.every_steps, stop):
+                    record.extend(parts.evaluate(state))
+                if due(step + 1, config.checkpoint.save_every_steps, stop):
+                    record.flush()  # what a checkpoint has seen is on record
+                    parts.checkpoints.save(step + 1, state)
+                    parts.progress.saved()
             except DivergedError:
                 save(state, step + 1, parts)
                 raise
-            if due(step + 1, config.evals.every_steps, stop):
-                record.extend(parts.evaluate(state))
-            if due(step + 1, config.checkpoint.save_every_steps, stop):
-                parts.checkpoints.save(step + 1, state)
-                parts.progress.saved()
-    record.flush()
     parts.progress.status("writing the last checkpoint")
     parts.checkpoints.wait()
     return state

@@ -1,0 +1,53 @@
+"""A trained run that tests of this folder share."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import lmx
+from lmx.core.config import freeze
+
+ROOT = Path(__file__).parents[2]
+
+
+def tiny_config():
+    """Returns an experiment that trains in about a second, with every part in it."""
+    config = lmx.default_config()
+    config.steps = 8
+    config.data.path = str(ROOT / "lmx")
+    config.data.vocab_size = 300
+    config.data.batch_size = 4
+    config.model.width = 32
+    config.model.num_layers = 2
+    config.model.num_heads = 2
+    config.model.context_length = 48
+    config.optim.warmup_steps = 2
+    config.optim.ema_decay = 0.5
+    config.evals.every_steps = 4
+    config.evals.batches = 2
+    config.evals.final_batches = 3
+    config.evals.prompts = ("def ",)
+    config.evals.new_tokens = 8
+    config.evals.compressors = ("gzip",)
+    config.evals.function_samples = 2
+    config.checkpoint.save_every_steps = 3
+    config.log.every_steps = 1
+    return config
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A finished run; copy it before changing it."""
+    from lmx.run.train import train
+
+    workdir = tmp_path_factory.mktemp("finished")
+    said = []
+    summary = train(freeze(tiny_config()), workdir, say=said.append)
+    return workdir, summary, said
+
+
+@pytest.fixture
+def run_copy(finished, tmp_path):
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished[0], tmp_path / "run"))
