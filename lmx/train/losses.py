@@ -31,7 +31,7 @@ def cross_entropy(
     part of every piece.
 
     Raises:
-      UserError: `chunks` does not divide V.
+      UserError: `chunks` is below 1 or does not divide V.
     """
     vocab = head_VD.shape[0]
     if chunks is None:
@@ -39,7 +39,7 @@ def cross_entropy(
             n for n in range(math.ceil(vocab / CHUNK), vocab + 1) if vocab % n == 0
         )
         chunks = chunks if vocab / chunks >= CHUNK / 16 else 1
-    if vocab % chunks:
+    if chunks < 1 or vocab % chunks:
         near = min(
             (n for n in range(1, vocab + 1) if vocab % n == 0),
             key=lambda n: abs(n - chunks),
@@ -74,7 +74,9 @@ def _forward(chunks, softcap, hidden_TD, head_VD, targets_T):
     start = (zeros - jnp.inf, zeros, zeros)
     (peak_T, total_T, target_T), _ = _over_pieces(piece, start, head_VD, chunks)
     log_z_T = peak_T + jnp.log(total_T)
-    return (log_z_T - target_T, log_z_T), (hidden_TD, head_VD, targets_T, log_z_T)
+    # Not log Z − target, which loses the small loss between two large logits.
+    nll_T = (peak_T - target_T) + jnp.log(total_T)
+    return (nll_T, log_z_T), (hidden_TD, head_VD, targets_T, log_z_T)
 
 
 def _backward(chunks, softcap, saved, cotangents):

@@ -1,0 +1,238 @@
+"""The decoder against a plain float64 NumPy one: logits, and gradients of a loss.
+
+The reference, in this file, was written from the papers and shares nothing with the
+model but the names of the parameters. Its gradients are central differences.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmx.core.schema import ModelConfig
+from lmx.core.trees import flatten_with_names
+from lmx.models.decoder import Decoder, abstract_params, head_logits
+from lmx.models.sizes import resolve
+
+VOCAB, LENGTH = 29, 10
+GPT2 = {"positions": "learned", "norm": "layernorm", "mlp": "gelu", "biases": "all"}
+STYLES = {
+    "gpt2": GPT2,
+    "llama": {"num_kv_heads": 2, "head": "untied", "rope_base": 100.0},
+    "post_norm": {**GPT2, "norm_position": "post"},
+    "qk_norm": {"qk_norm": "rmsnorm", "num_kv_heads": 2, "mlp": "gelu_gated"},
+    "qk_layernorm": {**GPT2, "qk_norm": "layernorm", "positions": "rope"},
+    "softcaps": {"attention_softcap": 0.7, "logit_softcap": 1.5},
+    "alibi": {"positions": "alibi", "num_kv_heads": 1, "num_heads": 6, "head_dim": 4},
+    "window": {"pattern": ("window", "attention"), "window": 3, "num_layers": 3},
+    "alibi_window_cap": {
+        "positions": "alibi",
+        "pattern": ("window",),
+        "window": 4,
+        "attention_softcap": 0.5,
+        "num_kv_heads": 2,
+    },
+    "no_positions": {
+        "positions": "none",
+        "norm": "layernorm",
+        "biases": "qkv",
+        "mlp": "relu_squared",
+    },
+}
+
+
+class Reference:
+    """A transformer decoder in NumPy, one row and one head at a time."""
+
+    def __init__(self, config, params):
+        self.c = config
+        self.p = {
+            name: np.asarray(x, np.float64) for name, x in flatten_with_names(params)
+        }
+
+    def logits(self, tokens, positions, segments):
+        rows = zip(tokens, positions, segments, strict=True)
+        return np.stack([self.row(*row) for row in rows])
+
+    def row(self, tokens, positions, segments):
+        c, p = self.c, self.p
+        x = p["embedding"][tokens]
+        if c.positions == "learned":
+            x = x + p["position_embedding"][positions]
+        period = len(c.pattern)
+        for layer in range(c.num_layers):
+            whole = layer // period < c.num_layers // period
+            stack, plane = ("blocks", layer // period) if whole else ("tail", 0)
+            start = f"{stack}/{layer % period}/"
+            block = {
+                name.removeprefix(start): value[plane]
+                for name, value in p.items()
+                if name.startswith(start)
+            }
+            window = c.window if c.pattern[layer % period] == "window" else None
+            mix = lambda y, b=block, w=window: self.attend(b, y, positions, segments, w)  # noqa: E731
+            mlp = lambda y, b=block: self.mlp(b, y)  # noqa: E731
+            for name, sublayer in (("mixer_norm", mix), ("mlp_norm", mlp)):
+                if c.norm_position == "pre":
+                    x = x + sublayer(self.norm(c.norm, block, name, x))
+                else:
+                    x = self.norm(c.norm, block, name, x + sublayer(x))
+        if c.norm_position == "pre":
+            x = self.norm(c.norm, p, "final_norm", x)
+        z = x @ p["head" if c.head == "untied" else "embedding"].T
+        return z if c.logit_softcap is None else self.cap(z, c.logit_softcap)
+
+    @staticmethod
+    def cap(x, cap):
+        return cap * np.tanh(x / cap)
+
+    def norm(self, kind, values, name, x):
+        if kind == "layernorm":
+            x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.c.norm_epsilon)
+        return x * values[f"{name}/scale"] + values.get(f"{name}/bias", 0)
+
+    def mlp(self, b, x):
+        def gelu(y):
+            return y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+
+        def linear(name, y):
+            return y @ b[f"mlp/{name}/kernel"] + b.get(f"mlp/{name}/bias", 0)
+
+        up = linear("up", x)
+        if self.c.mlp == "silu_gated":
+            gate = linear("gate", x)
+            hidden = gate / (1 + np.exp(-gate)) * up
+        elif self.c.mlp == "gelu_gated":
+            hidden = gelu(linear("gate", x)) * up
+        else:
+            hidden = gelu(up) if self.c.mlp == "gelu" else np.maximum(up, 0) ** 2
+        return linear("down", hidden)
+
+    def rotate(self, x, position):
+        """RoFormer eq. 34 on the pairs (i, i + H/2): a turn in the complex plane."""
+        half = len(x) // 2
+        turn = self.c.rope_base ** (-2 * np.arange(half) / len(x))
+        turned = (x[:half] + 1j * x[half:]) * np.exp(1j * position * turn)
+        return np.concatenate([turned.real, turned.imag])
+
+    def slope(self, head):
+        """The slopes of ALiBi's authors, for 4, 6 and 8 heads."""
+        n = self.c.num_heads
+        if n == 6:
+            return [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8][head]
+        return 2.0 ** (-8 * (head + 1) / n)
+
+    def attend(self, b, x, positions, segments, window):
+        c, length = self.c, len(x)
+        out = np.zeros_like(x)
+        for head in range(c.num_heads):
+            kv_head = head // (c.num_heads // c.num_kv_heads)
+            q, k, v = (
+                x @ b[f"attention/{name}/kernel"][:, h]
+                + b.get(f"attention/{name}/bias", np.zeros(99))[h]
+                for name, h in (("query", head), ("key", kv_head), ("value", kv_head))
+            )
+            if c.qk_norm:
+                q = self.norm(c.qk_norm, b, "attention/query_norm", q)
+                k = self.norm(c.qk_norm, b, "attention/key_norm", k)
+            if c.positions == "rope":
+                q, k = (
+                    np.stack([self.rotate(y[i], positions[i]) for i in range(length)])
+                    for y in (q, k)
+                )
+            for i in range(length):
+                seen = [
+                    j
+                    for j in range(i + 1)
+                    if segments[j] == segments[i] != 0
+                    and (window is None or i - j < window)
+                ]
+                if not seen:
+                    continue
+                scores = k[seen] @ q[i] / np.sqrt(c.head_dim)
+                if c.attention_softcap is not None:
+                    scores = self.cap(scores, c.attention_softcap)
+                if c.positions == "alibi":
+                    scores = scores - self.slope(head) * (i - np.array(seen))
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                out[i] += weights @ v[seen] @ b["attention/out/kernel"][head]
+        return out + b.get("attention/out/bias", 0)
+
+
+def batch():
+    """Returns tokens, positions and segments: one document; two and padding."""
+    tokens = np.random.default_rng(1).integers(0, VOCAB, (2, LENGTH))
+    positions = np.stack([np.arange(LENGTH), [0, 1, 2, 3, 0, 1, 2, 3, 4, 0]])
+    segments = np.stack([np.ones(LENGTH, int), [1, 1, 1, 1, 2, 2, 2, 2, 2, 0]])
+    return tuple(x.astype(np.int32) for x in (tokens, positions, segments))
+
+
+@pytest.fixture(scope="module", params=STYLES)
+def case(request):
+    """Returns config, parameters, the loss's weights, and logits and gradients."""
+    shape = {"width": 16, "num_layers": 2, "num_heads": 4, "mlp_dim": 12}
+    config = resolve(
+        ModelConfig(
+            **{**shape, **STYLES[request.param]},
+            vocab_size=VOCAB,
+            context_length=LENGTH,
+            compute_dtype="float32",
+        )
+    )
+    tokens, positions, segments = batch()
+    decoder = Decoder(config)
+    rng = np.random.default_rng(2)
+    # Random biases and scales too: at 0 and 1 mistakes in them would not show.
+    params = jax.tree.map(
+        lambda x: 0.3 * rng.standard_normal(x.shape, np.float32),
+        nn.meta.unbox(abstract_params(config)),
+    )
+    weights = rng.normal(size=(2, LENGTH, VOCAB)) * (segments != 0)[..., None]
+
+    def loss(params):
+        hidden = decoder.apply(
+            {"params": params}, tokens, positions=positions, segment_ids=segments
+        )
+        logits = head_logits(config, params, hidden)
+        return jnp.sum(logits * weights.astype(np.float32)), logits
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True)).lower(params)
+    quickly = {"xla_backend_optimization_level": 0}  # it runs once
+    grads, logits = gradient.compile(compiler_options=quickly)(params)
+    return config, params, weights, logits, grads
+
+
+def test_logits_are_those_of_a_float64_numpy_decoder(case):
+    config, params, _, logits, _ = case
+    tokens, positions, segments = batch()
+    expected = Reference(config, params).logits(tokens, positions, segments)
+    assert logits.dtype == jnp.float32
+    real = segments != 0
+    assert np.abs(expected[real]).max() > 0.3
+    np.testing.assert_allclose(logits[real], expected[real], rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_are_the_differences_of_a_float64_numpy_decoder(case):
+    config, params, weights, _, grads = case
+    reference, inputs = Reference(config, params), batch()
+    rng, step = np.random.default_rng(3), 1e-5
+    names = [name for name, _ in flatten_with_names(params)]
+    assert names == list(reference.p)
+    for name, grad in flatten_with_names(grads):
+        value = reference.p[name]
+        direction = rng.normal(size=value.shape)
+        direction /= np.linalg.norm(direction)
+        total = []
+        for sign in (1, -1):
+            reference.p[name] = value + sign * step * direction
+            total.append(np.sum(reference.logits(*inputs) * weights))
+        reference.p[name] = value
+        expected = (total[0] - total[1]) / (2 * step)
+        found = np.sum(np.asarray(grad, np.float64) * direction)
+        scale = np.linalg.norm(grad) / np.sqrt(grad.size)
+        assert abs(found - expected) <= 1e-4 * abs(expected) + 1e-3 * scale + 1e-5, name
