@@ -11,7 +11,7 @@ from lmx.core.schema import Architecture
 from lmx.models import kernels
 from lmx.models.linear import make_linear
 from lmx.models.norms import make_norm
-from lmx.models.positions import alibi_slopes, rotary_angles, rotate
+from lmx.models.positions import alibi_slopes, rotate
 
 
 class Context(NamedTuple):
@@ -20,10 +20,12 @@ class Context(NamedTuple):
     Attributes:
       positions: int32 [B, L], position of each token within its document.
       segments: int32 [B, L] or None; tokens see only their own segment, 0 is padding.
+      angles: cos and sin of the rotary positions, None for other kinds of position.
     """
 
     positions: jnp.ndarray
     segments: jnp.ndarray | None
+    angles: tuple[jnp.ndarray, jnp.ndarray] | None
 
 
 class Attention(nn.Module):
@@ -32,7 +34,8 @@ class Attention(nn.Module):
     N query heads share K key/value heads (Ainslie et al. 2023, arXiv:2305.13245).
     `window` limits a query to that many last tokens, itself included. Without a cache
     a query sees the earlier tokens of its row; with one, `cache` holds keys and values
-    [layers, B, S, K, H] in which slot = position, and this layer's plane is `layer`.
+    [layers, B, K, S, H] in which slot = position, and this layer's plane is `layer`;
+    heads come before slots so that a step's products need no transposed copy of it.
     Returns the output [B, L, D] and the cache (None when there was none).
     """
 
@@ -42,14 +45,16 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BLD, context: Context, cache=None, layer=None):
         c = self.config
-        query, key, value = self._project(x_BLD, context.positions)
+        query, key, value = self._project(x_BLD, context)
         if cache is None:
             index = jnp.arange(x_BLD.shape[1], dtype=jnp.int32)[None]
             query_index = key_index = jnp.broadcast_to(index, x_BLD.shape[:2])
             segments = context.segments
         else:
             cache = _write(cache, layer, context.positions, key, value)
-            key, value = cache["key"][layer], cache["value"][layer]
+            key, value = (
+                cache[name][layer].transpose(0, 2, 1, 3) for name in ("key", "value")
+            )
             key, value = key.astype(query.dtype), value.astype(query.dtype)
             query_index = context.positions
             index = jnp.arange(key.shape[1], dtype=jnp.int32)[None]
@@ -87,7 +92,7 @@ class Attention(nn.Module):
         )(out_BLNH)
         return out, cache
 
-    def _project(self, x_BLD, positions_BL):
+    def _project(self, x_BLD, context: Context):
         """Returns query [B, L, N, H], key and value [B, L, K, H], rotated."""
         c = self.config
         projected = []
@@ -110,15 +115,15 @@ class Attention(nn.Module):
             projected.append(y)
         query, key, value = projected
         if c.positions == "rope":
-            angles = rotary_angles(positions_BL, head_dim=c.head_dim, base=c.rope_base)
-            query, key = rotate(query, angles), rotate(key, angles)
+            query, key = rotate(query, context.angles), rotate(key, context.angles)
         return query, key, value
 
 
 def _write(cache, layer, positions_BL, key_BLKH, value_BLKH):
     """Returns the cache with each token's key and value in the slot of its position."""
-    rows = jnp.arange(positions_BL.shape[0])[:, None]
-    at = (layer, rows, positions_BL)
+    rows = jnp.arange(positions_BL.shape[0])[:, None, None]
+    heads = jnp.arange(key_BLKH.shape[2])
+    at = (layer, rows, heads, positions_BL[:, :, None])
     return {
         "key": cache["key"].at[at].set(key_BLKH.astype(cache["key"].dtype)),
         "value": cache["value"].at[at].set(value_BLKH.astype(cache["value"].dtype)),

@@ -16,6 +16,7 @@ from lmx.models.attention import Context
 from lmx.models.block import Block
 from lmx.models.norms import make_norm
 from lmx.models.parameters import parameter
+from lmx.models.positions import rotary_angles
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -60,7 +61,10 @@ class Decoder(nn.Module):
         if positions is None:
             row = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
             positions = jnp.broadcast_to(row, tokens_BL.shape)
-        context = Context(positions, segment_ids)
+        angles = None
+        if c.positions == "rope":
+            angles = rotary_angles(positions, head_dim=c.head_dim, base=c.rope_base)
+        context = Context(positions, segment_ids, angles)
         x_BLD = self._embed(tokens_BL, positions)
         written = {}
         for name, pattern, repeats in stacks(c):
@@ -132,11 +136,11 @@ def unrolled(config) -> bool:
 
 
 def init_cache(config, *, batch_size: int, length: int, dtype=None):
-    """Returns an empty key/value cache: {stack: {i: {key, value: [n, B, S, K, H]}}}."""
+    """Returns an empty key/value cache: {stack: {i: {key, value: [n, B, K, S, H]}}}."""
     dtype = jnp.dtype(dtype or config.compute_dtype)
 
     def plane(repeats: int):
-        shape = (repeats, batch_size, length, config.num_kv_heads, config.head_dim)
+        shape = (repeats, batch_size, config.num_kv_heads, length, config.head_dim)
         return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
 
     return {

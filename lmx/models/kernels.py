@@ -1,4 +1,4 @@
-"""Products and attention: the one place where the backend decides the form.
+"""Products, norm and attention: the one place where the backend decides the form.
 
 Form 'xla' is plain `dot_general`, which GPU and TPU compilers know best. Form 'cpu'
 computes the same values in shapes that XLA's CPU compiler runs fast; its gain is in the
@@ -44,8 +44,8 @@ def matmul(
 ) -> jax.Array:
     """Returns `x [..., I] @ w [I, O]` in `out_dtype`, by default the type of `x`.
 
-    `w` may be of a wider type than `x`, such as float32 master weights: it is rounded to
-    the type of `x` for the product, and its gradient keeps the wider type. All three
+    `w` may be of a wider type than `x`, such as float32 master weights: it is rounded
+    to the type of `x` for the product, and its gradient keeps the wider type. All three
     products take operands of the type of `x` and accumulate in float32.
     """
     return _matmul(form, jnp.dtype(out_dtype or x.dtype), x, w)
@@ -68,14 +68,19 @@ def _matmul_backward(form, out_dtype, saved, dy):
     dy = dy.astype(x.dtype)
     dx = _product(dy, w, ((x.ndim - 1,), (1,)), x.dtype, form)
     x_RI, dy_RO = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    if form == "cpu":
-        dw = _product(_turn(x_RI), dy_RO, ((1,), (0,)), like_w.dtype, form)
-    else:
-        dw = _product(x_RI, dy_RO, ((0,), (0,)), like_w.dtype, form)
-    return dx, dw
+    return dx, _weight_gradient(x_RI, dy_RO, like_w.dtype, form)
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _weight_gradient(x_RI, dy_RO, dtype: DTypeLike, form: str) -> jax.Array:
+    """Returns xᵀ·dy; the form for CPU turns whichever operand is smaller."""
+    if form == "xla":
+        return _product(x_RI, dy_RO, ((0,), (0,)), dtype, form)
+    if x_RI.shape[1] <= dy_RO.shape[1]:
+        return _product(_turn(x_RI), dy_RO, ((1,), (0,)), dtype, form)
+    return _product(_turn(dy_RO), x_RI, ((1,), (0,)), dtype, form).T
 
 
 def _product(a, b, contract, dtype: DTypeLike, form: str) -> jax.Array:
@@ -91,6 +96,41 @@ def _turn(x_RC: jax.Array) -> jax.Array:
     if R % 2:
         return x_RC.T
     return x_RC.reshape(2, R // 2, C).transpose(2, 0, 1).reshape(C, R)
+
+
+def rms_norm(
+    x: jax.Array, scale: jax.Array, *, epsilon: float, dtype: DTypeLike
+) -> jax.Array:
+    """Returns x / sqrt(mean(x²) + ε) · scale over the last axis, in `dtype`.
+
+    Arithmetic is float32 (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4). The backward
+    pass keeps `x` as it came and one number a row, not the float32 normalised rows.
+    """
+    return _rms_norm(epsilon, jnp.dtype(dtype), x, scale)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _rms_norm(epsilon, dtype, x, scale):
+    return _rms_norm_forward(epsilon, dtype, x, scale)[0]
+
+
+def _rms_norm_forward(epsilon, dtype, x, scale):
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide * wide, axis=-1, keepdims=True)
+    inverse = lax.rsqrt(mean + epsilon)
+    return (wide * inverse * scale).astype(dtype), (x, scale, inverse)
+
+
+def _rms_norm_backward(epsilon, dtype, saved, dy):
+    x, scale, inverse = saved
+    unit, dy = x.astype(jnp.float32) * inverse, dy.astype(jnp.float32)
+    dunit = dy * scale
+    mean = jnp.mean(dunit * unit, axis=-1, keepdims=True)
+    dscale = jnp.sum(dy * unit, axis=tuple(range(x.ndim - 1)))
+    return ((dunit - unit * mean) * inverse).astype(x.dtype), dscale.astype(scale.dtype)
+
+
+_rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 def attention(
@@ -145,12 +185,11 @@ def attention(
 
 
 def _softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns the softmax over the last axis where `mask` holds; rows of none give 0."""
+    """Returns the softmax over the last axis where `mask` holds; empty rows give 0."""
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    scores -= lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    p = jnp.where(mask, jnp.exp(scores), 0)
+    p = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = p.sum(axis=-1, keepdims=True)
-    return p / jnp.where(total == 0, 1, total)
+    return p / jnp.where(mask.any(axis=-1, keepdims=True), total, jnp.inf)
 
 
 @jax.custom_vjp
@@ -163,7 +202,7 @@ def _attention_cpu_forward(q_BLNH, k_BSKH, v_BSKH, mask_BLS):
     B, L, N, H = q_BLNH.shape
     S, K = k_BSKH.shape[1:3]
     q, k, v = _rows(q_BLNH, K), _rows(k_BSKH, K), _rows(v_BSKH, K)
-    scores = _batched("zmh,zsh->zms", q, k, jnp.float32) * (1 / math.sqrt(H))
+    scores = _batched("zmh,zsh->zms", q, k, jnp.float32, 1 / math.sqrt(H))
     p = _softmax(scores.reshape(B, K, N // K, L, S), mask_BLS[:, None, None])
     p = p.astype(q.dtype).reshape(B * K, -1, S)
     out = _batched("zms,zsh->zmh", p, v, q.dtype)
@@ -177,9 +216,10 @@ def _attention_cpu_backward(saved, dout_BLNH):
     k, v, dout = _rows(k_BSKH, K), _rows(v_BSKH, K), _rows(dout_BLNH, K)
     dp = _batched("zmh,zsh->zms", dout, v, jnp.float32)
     mean = jnp.sum(dout.astype(jnp.float32) * out, axis=-1, keepdims=True)
-    ds = (p * (dp - mean) * (1 / math.sqrt(H))).astype(p.dtype)
-    dq = _batched("zms,zsh->zmh", ds, k, q_BLNH.dtype)
-    dk = _batched("zhm,zms->zhs", _columns(q_BLNH, K), ds, k_BSKH.dtype)
+    # The scale is due on [L, S] scores but cheaper on the products of them.
+    ds, scale = (p * (dp - mean)).astype(p.dtype), 1 / math.sqrt(H)
+    dq = _batched("zms,zsh->zmh", ds, k, q_BLNH.dtype, scale)
+    dk = _batched("zhm,zms->zhs", _columns(q_BLNH, K), ds, k_BSKH.dtype, scale)
     dv = _batched("zhm,zms->zhs", _columns(dout_BLNH, K), p, v_BSKH.dtype)
 
     def unturn(x):
@@ -191,9 +231,10 @@ def _attention_cpu_backward(saved, dout_BLNH):
 _attention_cpu.defvjp(_attention_cpu_forward, _attention_cpu_backward)
 
 
-def _batched(subscripts: str, a, b, dtype: DTypeLike) -> jax.Array:
+def _batched(subscripts: str, a, b, dtype: DTypeLike, scale: float = 1.0) -> jax.Array:
+    """Returns `scale` times a batch of products, in `dtype`."""
     y = jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
-    return lax.optimization_barrier(y.astype(dtype))
+    return (lax.optimization_barrier(y) * scale).astype(dtype)
 
 
 def _rows(x_BLNH: jax.Array, K: int) -> jax.Array:

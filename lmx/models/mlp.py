@@ -51,11 +51,14 @@ class MLP(nn.Module):
             axes=("embed", "mlp"),
             bias=bias,
         )
-        hidden = into(name="up")(x_BLD)
+        # float32 between the products costs no memory: it is one fused pass.
+        hidden = into(name="up")(x_BLD).astype(jnp.float32)
         if activation.gated:
-            hidden = activation.function(into(name="gate")(x_BLD)) * hidden
+            gate = into(name="gate")(x_BLD).astype(jnp.float32)
+            hidden = activation.function(gate) * hidden
         else:
             hidden = activation.function(hidden)
+        hidden = hidden.astype(c.compute_dtype)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
         return make_linear(
             c,

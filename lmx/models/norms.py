@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lmx.core.errors import pick
+from lmx.models import kernels
 from lmx.models.parameters import parameter
 
 
@@ -42,9 +43,7 @@ class RMSNorm(Norm):
     @nn.compact
     def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
         scale = self._vector("scale", x.shape[-1], nn.initializers.ones)
-        x = x.astype(jnp.float32)
-        y = x * lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
-        return (y * scale).astype(self.dtype)
+        return kernels.rms_norm(x, scale, epsilon=self.epsilon, dtype=self.dtype)
 
 
 class LayerNorm(Norm):

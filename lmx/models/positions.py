@@ -10,16 +10,18 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def rotary_angles(positions_BL: jnp.ndarray, *, head_dim: int, base: float):
-    """Returns cos and sin, float32 [B, L, 1, H/2], of position · base^(−2i/H).
+    """Returns cos and sin, float32 [B, L, 1, 1, H/2], of position · base^(−2i/H).
 
-    Su et al. 2021 (arXiv:2104.09864), eq. 15.
+    Su et al. 2021 (arXiv:2104.09864), eq. 15. The barrier keeps the compiler from
+    computing them again for every head of every layer, where they are used.
     """
     frequencies = base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    angles = positions_BL[:, :, None, None] * frequencies.astype(np.float32)
-    return jnp.cos(angles), jnp.sin(angles)
+    angles = positions_BL[:, :, None, None, None] * frequencies.astype(np.float32)
+    return lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
 
 
 def rotate(x_BLNH: jnp.ndarray, angles) -> jnp.ndarray:
@@ -29,9 +31,10 @@ def rotate(x_BLNH: jnp.ndarray, angles) -> jnp.ndarray:
     checkpoints.
     """
     cos, sin = angles
-    first, second = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(turned, axis=-1).astype(x_BLNH.dtype)
+    halves = x_BLNH.reshape(*x_BLNH.shape[:-1], 2, -1).astype(jnp.float32)
+    across = jnp.concatenate([-sin, sin], axis=-2)
+    turned = halves * cos + jnp.flip(halves, axis=-2) * across
+    return turned.astype(x_BLNH.dtype).reshape(x_BLNH.shape)
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:

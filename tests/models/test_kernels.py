@@ -7,6 +7,9 @@ fail at run time.
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -89,6 +92,37 @@ def test_products_of_transposes_run(form, dtype, rows):
     x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
     for got, expected in ((y, w @ x), (dx, (w @ x).T @ w), (dw, x @ (w @ x).T)):
         assert relative_error(got, expected) < 2 * TOLERANCE[dtype]
+
+
+# --- norm -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (2, 4, 8), (2, 3, 2, 6)])
+def test_rms_norm_and_its_gradients_equal_numpy(dtype, shape):
+    x, scale, dy = (
+        normal(0, shape, dtype),
+        normal(1, shape[-1:]),
+        normal(2, shape, dtype),
+    )
+
+    @jax.jit
+    def run(x, scale, dy):
+        norm = partial(kernels.rms_norm, epsilon=0.1, dtype=dtype)
+        y, back = jax.vjp(norm, x, scale)
+        return y, *back(dy)
+
+    y, dx, dscale = run(x, scale, dy)
+    assert (y.dtype, dx.dtype, dscale.dtype) == (x.dtype, x.dtype, scale.dtype)
+    x, scale, dy = (np.asarray(a, np.float64) for a in (x, scale, dy))
+    root = np.sqrt((x * x).mean(-1, keepdims=True) + 0.1)
+    inner = (dy * scale * x).mean(-1, keepdims=True)
+    for got, expected in (
+        (y, x / root * scale),
+        (dx, dy * scale / root - x * inner / root**3),
+        (dscale, (dy * x / root).reshape(-1, shape[-1]).sum(0)),
+    ):
+        assert relative_error(got, expected) < TOLERANCE[dtype]
 
 
 # --- attention --------------------------------------------------------------------
@@ -232,7 +266,7 @@ def test_both_forms_agree_under_scan_and_checkpoint(dtype):
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 (fake) devices")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("mesh_shape", [(8, 1), (4, 2), (2, 4)])
-def test_gradients_on_eight_devices_equal_those_on_one(form, mesh_shape):
+def test_eight_devices_give_the_gradients_of_one(form, mesh_shape):
     q, k = normal(0, (8, 6, 4, 4)), normal(1, (8, 6, 4, 4))
     v, w = normal(2, (8, 6, 4, 4)), normal(3, (2, 16, 16))
     gradient = jax.grad(partial(two_layers, form), argnums=(0, 1, 2, 3))
@@ -245,6 +279,19 @@ def test_gradients_on_eight_devices_equal_those_on_one(form, mesh_shape):
     got = jax.jit(gradient)(*placed, jax.device_put(w, matrix))
     for a, b in zip(expected, got, strict=True):
         assert relative_error(b, a) < TOLERANCE["float32"]
+
+
+@pytest.mark.skipif(jax.device_count() > 1, reason="is started by this very test")
+def test_gradients_on_eight_devices_equal_those_on_one():
+    """Fake devices must exist before JAX starts: pytest runs on this file again."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-k", "eight_devices_give", __file__],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 passed" in done.stdout, done.stdout
 
 
 def test_the_form_follows_the_platform_unless_it_is_named():
