@@ -140,7 +140,7 @@ def test_a_save_is_a_copy_although_the_next_steps_take_the_buffers(tmp_path):
     shapes = abstract(state)
     with open_in(tmp_path) as checkpoints:
         for step in (1, 2):
-            # Not a digest: a NumPy view of the buffers would keep them from being taken.
+            # Not a digest: a NumPy view of a buffer keeps it from being taken.
             kept = jax.tree.map(jnp.copy, state)
             checkpoints.save(step, state)
             for _ in range(5):
