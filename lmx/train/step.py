@@ -45,9 +45,10 @@ def train_step(
         grads, sums = all_reduce(
             summed_gradient(objective, params, batch, pieces=config.accumulate_steps)
         )
-        weight = jnp.maximum(sums.pop("weight"), 1.0)
+        tokens = sums.pop("weight")
+        weight = jnp.where(tokens > 0, tokens, 1.0)  # weights may be any small numbers
         means = {name: total / weight for name, total in sums.items()}
-        return jax.tree.map(lambda g: g / weight, grads), {**means, "tokens": weight}
+        return jax.tree.map(lambda g: g / weight, grads), {**means, "tokens": tokens}
 
     grads, metrics = mean_gradient(state.params)
     grad_norm = optax.tree.norm(grads)
