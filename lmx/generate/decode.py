@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmx.core.errors import UserError
-from lmx.core.schema import ModelConfig
+from lmx.core.schema import Architecture
 from lmx.generate.sampling import SamplingConfig, Settings, sample, settings
 from lmx.models.decoder import (
     Decoder,
@@ -39,7 +39,6 @@ RUNNING, EOS, FULL, HALTED = 0, 1, 2, 3
 REASONS: dict[int, FinishReason] = {EOS: "eos", FULL: "length", HALTED: "stop"}
 SMALLEST_PIECE, LARGEST_PIECE = 32, 512  # prefilled tokens of a row per call
 SMALLEST_CACHE = 256  # slots; less saves little and compiles more
-SMALLEST_BATCH = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +67,16 @@ class State(NamedTuple):
       token_B: the token to feed next, and `position_B` its position.
       limit_B: number of tokens at which the row is full, prompt included.
       status_B: RUNNING, or why the row ended.
+
+    All are JAX arrays, or NumPy's between two calls.
     """
 
     cache: Any
-    seen_BV: jax.Array
-    token_B: jax.Array
-    position_B: jax.Array
-    limit_B: jax.Array
-    status_B: jax.Array
+    seen_BV: Any
+    token_B: Any
+    position_B: Any
+    limit_B: Any
+    status_B: Any
 
 
 class Generator:
@@ -89,7 +90,7 @@ class Generator:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: Architecture,
         params: Any,
         *,
         eos_id: int | None,
@@ -196,7 +197,7 @@ class Session:
         self._settings = settings(sampling, generator.config.vocab_size)
         self._tokens: list[list[int]] = [[] for _ in prompts]
         self._logprobs: list[list[float]] = [[] for _ in prompts]
-        padded = power_of_two(len(prompts), at_least=SMALLEST_BATCH)
+        padded = power_of_two(len(prompts))
         prompts = prompts + [prompts[0]] * (padded - len(prompts))
         self._rows = np.asarray(rows + [0] * (padded - len(rows)), np.int32)
         self._lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
@@ -285,26 +286,34 @@ class Session:
         return State(cache, seen, last, self._lengths - 1, self._limits, self._status)
 
 
-def for_decoding(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
+def for_decoding(config: Architecture, params: Any) -> tuple[Architecture, Any]:
     """Returns the same model in the form that decodes fastest.
 
-    Kernels and head are cast to the compute dtype, once instead of at each step; a tied
-    head becomes a copy, so that embeddings are still read in their stored dtype. Where
+    Kernels and head are cast to the compute dtype, once instead of at each step. The
+    head becomes `head_DV`, a transposed copy: embeddings are still read in their stored
+    dtype, and a one-row product with [D, V] is up to ten times as fast on CPU. Where
     layers are unrolled, each gets its own arrays, by spelling the layer pattern out:
     slices of stacked ones would be copied at every call.
     """
     dtype = jnp.dtype(config.compute_dtype)
 
     def cast(path, leaf):
-        return leaf.astype(dtype) if path[-1].key == "kernel" else leaf
+        return jnp.asarray(leaf, dtype if path[-1].key == "kernel" else None)
 
+    head_DV = jnp.asarray(head_matrix(params)).astype(dtype).T
+    params = {name: tree for name, tree in params.items() if name != "head"}
     params = jax.tree_util.tree_map_with_path(cast, params)
-    params = {**params, "head": head_matrix(params).astype(dtype)}
-    config = dataclasses.replace(config, remat="none")
+    params = {**params, "head_DV": head_DV}
+    config = dataclasses.replace(config, remat="none", head="tied")
     return _unstack(config, params) if unrolled(config) else (config, params)
 
 
-def _unstack(config: ModelConfig, params: Any) -> tuple[ModelConfig, Any]:
+def decoding_logits(config: Architecture, params: Any, hidden: jax.Array) -> jax.Array:
+    """Returns float32 logits [..., V] from parameters that `for_decoding` made."""
+    return head_logits(config, {"head": params["head_DV"].T}, hidden)
+
+
+def _unstack(config: Architecture, params: Any) -> tuple[Architecture, Any]:
     """Returns config and parameters with one period that holds all the layers."""
     layers = []
     for name, pattern, repeats in stacks(config):
@@ -324,14 +333,14 @@ def power_of_two(count: int, *, at_least: int = 1) -> int:
     return max(at_least, 1 << max(0, count - 1).bit_length())
 
 
-def cache_slots(config: ModelConfig, used: int) -> int:
+def cache_slots(config: Architecture, used: int) -> int:
     """Returns the cache length for rows of `used` tokens: a power of two, or all."""
     return min(config.context_length, power_of_two(used, at_least=SMALLEST_CACHE))
 
 
 def cache_length(cache) -> int:
-    """Returns the slots of a cache whose leaves are [layers, B, S, K, H]."""
-    return jax.tree.leaves(cache)[0].shape[2]
+    """Returns the slots of a cache whose leaves are [layers, B, K, S, H]."""
+    return jax.tree.leaves(cache)[0].shape[3]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "batch_size", "slots"))
@@ -343,7 +352,7 @@ def _empty(*, config, batch_size, slots):
 def _grow(cache, *, slots):
     """Returns the cache with empty slots added at the end."""
     more = slots - cache_length(cache)
-    pad = ((0, 0), (0, 0), (0, more), (0, 0), (0, 0))
+    pad = ((0, 0), (0, 0), (0, 0), (0, more), (0, 0))
     return jax.tree.map(lambda plane: jnp.pad(plane, pad), cache)
 
 
@@ -412,7 +421,7 @@ def _step(params, state: State, settings: Settings, rows_B, *, eos_id, config):
         positions=state.position_B[:, None],
         cache=state.cache,
     )
-    logits_BV = head_logits(config, params, hidden_BLD[:, 0])
+    logits_BV = decoding_logits(config, params, hidden_BLD[:, 0])
     position_B = state.position_B + 1
     token_B = sample(
         logits_BV, state.seen_BV, settings, rows_B=rows_B, positions_B=position_B

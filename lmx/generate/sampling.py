@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,12 +105,12 @@ class SamplingConfig:
 class Settings(NamedTuple):
     """The numbers of a `SamplingConfig`, traced: scalars or one per row [B]."""
 
-    temperature: jax.typing.ArrayLike
-    top_k: jax.typing.ArrayLike
-    top_p: jax.typing.ArrayLike
-    min_p: jax.typing.ArrayLike
-    repetition_penalty: jax.typing.ArrayLike
-    seed: jax.typing.ArrayLike
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    min_p: Any
+    repetition_penalty: Any
+    seed: Any
 
 
 def settings(config: SamplingConfig, vocab_size: int) -> Settings:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmx.core import trees
 from lmx.core.errors import UserError
 from lmx.core.schema import ModelConfig
 from lmx.generate import decode
@@ -22,19 +23,20 @@ from lmx.models.sizes import resolve
 V = 53
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=12)
 HOT = SamplingConfig(temperature=1.0, top_p=0.95, max_new_tokens=12, seed=5)
+PATTERN = ("window", "attention")
 VARIANTS = {
     "rope": {},
     "learned": {"positions": "learned", "norm": "layernorm", "biases": "all"},
     "alibi": {"positions": "alibi", "head": "untied"},
     "none": {"positions": "none", "mlp": "gelu"},
-    "window": {"pattern": ("window", "attention"), "window": 4, "num_layers": 3},
+    "window": {"pattern": PATTERN, "window": 4, "num_layers": 3},
     "multi_query": {"num_kv_heads": 1, "qk_norm": "rmsnorm"},
     "softcap": {
         "attention_softcap": 5.0,
         "logit_softcap": 8.0,
         "norm_position": "post",
     },
-    "scan": {"layer_loop": "scan", "num_layers": 3, "pattern": ("window", "attention")},
+    "scan": {"layer_loop": "scan", "num_layers": 3, "pattern": PATTERN},
 }
 
 
@@ -188,12 +190,13 @@ def test_generators_of_one_config_share_their_programs():
 def test_the_end_token_ends_its_row_and_no_other():
     free = make(tiny()).generate([[3, 4], [6]], HOT)
     eos = free[0].tokens[4]
-    assert eos not in free[0].tokens[:4]
-    first, second = make(tiny(), eos_id=eos).generate([[3, 4], [6]], HOT)
-    assert first.tokens == free[0].tokens[:5]
-    assert first.finish_reason == "eos"
-    until = second.tokens.index(eos) + 1 if eos in second.tokens else 12
-    assert second.tokens == free[1].tokens[:until]
+    ended = make(tiny(), eos_id=eos).generate([[3, 4], [6]], HOT)
+    for got, expected in zip(ended, free, strict=True):
+        known = expected.tokens
+        until = known.index(eos) + 1 if eos in known else len(known)
+        assert got.tokens == known[:until]
+        assert got.finish_reason == ("eos" if eos in known else "length")
+    assert len(ended[0].tokens) <= 5
 
 
 def test_generation_ends_where_the_context_is_full():
@@ -247,15 +250,41 @@ def test_bad_calls_name_the_numbers():
     assert generator.generate([], GREEDY) == []
 
 
-def test_bfloat16_weights_are_cast_once_and_change_nothing():
-    config = tiny(compute_dtype="bfloat16")
-    generator = make(config)
-    dtypes = {str(x.dtype) for x in jax.tree.leaves(generator.params)}
-    assert dtypes == {"bfloat16", "float32"}
-    plain, cast = build(config), generator.params
+@pytest.mark.parametrize("head", ["tied", "untied"])
+def test_the_decoding_form_of_the_parameters_is_the_same_model(head):
+    config = tiny(compute_dtype="bfloat16", head=head, num_layers=3, pattern=PATTERN)
+    fast, params = decode.for_decoding(config, build(config))
+    kernels = [x for p, x in trees.flatten_with_names(params) if "kernel" in p]
+    assert {str(x.dtype) for x in kernels} == {"bfloat16"}
     tokens = np.random.default_rng(0).integers(0, V, (1, 40)).astype(np.int32)
+    hidden = jax.jit(Decoder(fast).apply)({"params": params}, tokens)
     np.testing.assert_allclose(
-        full_logits(plain, tokens, config=config),
-        full_logits(cast, tokens, config=generator.config),
+        full_logits(build(config), tokens, config=config),
+        decode.decoding_logits(fast, params, hidden),
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_the_cache_is_updated_in_place(layer_loop, rows):
+    config = tiny(layer_loop=layer_loop, num_layers=8, context_length=2048)
+    generator = make(config)
+    session = generator.start([[2] * 2000] * rows, GREEDY)
+    cache = sum(x.nbytes for x in jax.tree.leaves(session._state.cache))
+    memory = (
+        decode._decode.lower(
+            generator.params,
+            session._state,
+            session._settings,
+            session._rows,
+            np.int32(4),
+            np.int32(-1),
+            config=generator.config,
+            chunk=generator.chunk,
+        )
+        .compile()
+        .memory_analysis()
+    )
+    assert memory.alias_size_in_bytes >= cache
+    assert memory.temp_size_in_bytes < cache / 2
