@@ -65,18 +65,18 @@ def train(state: TrainState, parts: Parts, config: ExperimentConfig) -> TrainSta
     start, stop = int(state.step), config.steps
     record = Record(parts, config, start)
     with contextlib.closing(parts.batches(start, stop)) as batches:
-        for step in range(start, stop):
-            if parts.preemption.requested:
-                record.flush()
-                save(state, step, parts)
-                raise Preempted(
-                    f"stopped at step {step} of {stop}, saved; run it again"
-                )
-            parts.checkpoints.check()
-            with record.waiting_for_data():
-                batch = next(batches)
-            state, metrics = parts.step(state, batch)
-            try:
+        try:
+            for step in range(start, stop):
+                if parts.preemption.requested:
+                    record.flush()
+                    save(state, step, parts)
+                    raise Preempted(
+                        f"stopped at step {step} of {stop}, saved; run it again"
+                    )
+                parts.checkpoints.check()
+                with record.waiting_for_data():
+                    batch = next(batches)
+                state, metrics = parts.step(state, batch)
                 record.add(step + 1, metrics)
                 if due(step + 1, config.evals.every_steps, stop):
                     record.extend(parts.evaluate(state))
@@ -84,9 +84,11 @@ def train(state: TrainState, parts: Parts, config: ExperimentConfig) -> TrainSta
                     record.flush()  # what a checkpoint has seen is on record
                     parts.checkpoints.save(step + 1, state)
                     parts.progress.saved()
-            except DivergedError:
-                save(state, step + 1, parts)
-                raise
+        except DivergedError:
+            with contextlib.suppress(DivergedError):
+                record.flush()
+            save(state, int(state.step), parts)
+            raise
     parts.progress.status("writing the last checkpoint")
     parts.checkpoints.wait()
     return state
@@ -124,8 +126,10 @@ class Record:
 
     def add(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of `step`, still being computed; writes the step before."""
-        self.flush()
-        self._pending = (step, metrics)
+        try:
+            self.flush()
+        finally:
+            self._pending = (step, metrics)
 
     def extend(self, values: dict[str, float]) -> None:
         """Adds host values to the newest step; the time they took is not the step's."""
