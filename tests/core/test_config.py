@@ -91,10 +91,13 @@ def test_command_line_values_have_the_type_of_their_key(key, text, value):
     ],
 )
 def test_a_wrong_override_names_value_and_remedy(key, text, message):
-    config = lmx.default_config()
-    with pytest.raises(UserError) as error:
+    def frozen_with():
+        config = lmx.default_config()
         configs.override(config, key, text)
-        configs.freeze(config)
+        return configs.freeze(config)
+
+    with pytest.raises(UserError) as error:
+        frozen_with()
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) <= 5
 

@@ -50,8 +50,14 @@ def test_compressors_are_the_programs_they_name():
 @pytest.mark.parametrize(
     ("text", "function"),
     [
-        ("def f(x):\n    return x\n\n\nclass A:\n    pass", "def f(x):\n    return x\n"),
-        ("def f(\n    x,\n):\n    return x\ny = 3\n", "def f(\n    x,\n):\n    return x\n"),
+        (
+            "def f(x):\n    return x\n\n\nclass A:\n    pass",
+            "def f(x):\n    return x\n",
+        ),
+        (
+            "def f(\n    x,\n):\n    return x\ny = 3\n",
+            "def f(\n    x,\n):\n    return x\n",
+        ),
         ("def f(x):\n    y = x\n    return y +", "def f(x):\n    y = x\n"),
         ("def f(x): return x", "def f(x): return x\n"),
         ("def f(x):\n\n    # why\n    return 1\n\nx = 1", None),

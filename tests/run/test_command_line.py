@@ -26,7 +26,8 @@ def run(capsys, *argv):
 
 def test_help_and_version_load_nothing_heavy():
     code = (
-        "import sys; from lmx.__main__ import main; main(['--help']); main(['version']);"
+        "import sys; from lmx.__main__ import main\n"
+        "main(['--help']); main(['version'])\n"
         "assert not {'jax', 'numpy', 'ml_collections', 'argparse'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

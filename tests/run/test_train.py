@@ -130,7 +130,7 @@ def test_an_impossible_model_is_refused_before_any_data_is_read(tmp_path):
     config = tiny_config()
     config.model.num_heads = 5
     config.data.path = "/nonexistent"
-    with pytest.raises(UserError, match="does not divide model.width=32"):
+    with pytest.raises(UserError, match=r"does not divide model\.width=32"):
         train(freeze(config), tmp_path / "run", say=lambda text: None)
 
 
