@@ -102,9 +102,10 @@ class Trainer:
             **os.environ,
             "LMX_CACHE": str(self.root / "cache"),
             "JAX_ENABLE_COMPILATION_CACHE": str(compile_cache).lower(),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
         environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(self.root / "xla"))
-        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         with log.open("wb") as out:
             process = subprocess.Popen(
                 self.command(workdir), stdout=out, stderr=out, env=environment
