@@ -14,7 +14,7 @@ import pytest
 from lmx.core import trees
 from lmx.core.errors import UserError
 from lmx.core.schema import ModelConfig
-from lmx.generate import decode
+from lmx.generate import decode, weights
 from lmx.generate.decode import Generator
 from lmx.generate.sampling import SamplingConfig
 from lmx.models.decoder import Decoder, head_logits, init_cache
@@ -253,14 +253,14 @@ def test_bad_calls_name_the_numbers():
 @pytest.mark.parametrize("head", ["tied", "untied"])
 def test_the_decoding_form_of_the_parameters_is_the_same_model(head):
     config = tiny(compute_dtype="bfloat16", head=head, num_layers=3, pattern=PATTERN)
-    fast, params = decode.for_decoding(config, build(config))
+    fast, params = weights.for_decoding(config, build(config))
     kernels = [x for p, x in trees.flatten_with_names(params) if "kernel" in p]
     assert {str(x.dtype) for x in kernels} == {"bfloat16"}
     tokens = np.random.default_rng(0).integers(0, V, (1, 40)).astype(np.int32)
     hidden = jax.jit(Decoder(fast).apply)({"params": params}, tokens)
     np.testing.assert_allclose(
         full_logits(build(config), tokens, config=config),
-        decode.decoding_logits(fast, params, hidden),
+        weights.decoding_logits(fast, params, hidden),
         atol=1e-5,
     )
 
