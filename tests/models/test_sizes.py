@@ -67,7 +67,7 @@ def configs(draw):
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(configs())
 def test_the_closed_form_counts_what_the_decoder_has(config):
     config = resolve(config)
