@@ -115,7 +115,8 @@ class Attention(nn.Module):
             projected.append(y)
         query, key, value = projected
         if c.positions == "rope":
-            query, key = rotate(query, context.angles), rotate(key, context.angles)
+            form = kernels.select_form(c.kernels)
+            query, key = (rotate(x, context.angles, form=form) for x in (query, key))
         return query, key, value
 
 

@@ -45,7 +45,7 @@ class Linear(nn.Module):
         rows = x.shape[: x.ndim - len(self.inputs)]
         y = kernels.matmul(
             x.reshape(*rows, math.prod(self.inputs)).astype(self.dtype),
-            kernel.reshape(math.prod(self.inputs), -1).astype(self.dtype),
+            kernel.reshape(math.prod(self.inputs), -1),
             form=self.form,
             out_dtype=self.out_dtype or self.dtype,
         ).reshape(*rows, *self.outputs)
