@@ -21,10 +21,10 @@ from lmx.core.schema import ModelConfig, ObjectiveConfig, OptimConfig
 from lmx.inputs.batch import Batch
 from lmx.models.decoder import Decoder
 from lmx.models.sizes import resolve
-from lmx.train.objective import NextToken
-from lmx.train.optimizers import make_optimizer
-from lmx.train.state import init_state
-from lmx.train.step import train_step
+from lmx.training.objective import NextToken
+from lmx.training.optimizers import make_optimizer
+from lmx.training.state import init_state
+from lmx.training.step import train_step
 
 
 def compile_seconds(depth: int, width: int, layer_loop: str) -> float:

@@ -134,7 +134,7 @@ def losses(workdir: Path) -> dict[int, float]:
 
 def outcome(workdir: Path) -> tuple[str, str]:
     """Returns the digests of the last state and of all losses."""
-    from lmx.train.checkpoints import Checkpoints
+    from lmx.training.checkpoints import Checkpoints
 
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         step = checkpoints.latest()

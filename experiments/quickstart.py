@@ -10,7 +10,7 @@ import lmx
 
 def get_config(arg: str = ""):
     config = lmx.default_config()
-    config.steps = 1000
+    config.steps = 600
 
     config.model.size = "3m"
     config.model.context_length = 256

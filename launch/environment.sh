@@ -7,6 +7,7 @@
 #   LMX_EXTRAS     extras of pyproject.toml to install as well: dev, bench, gpu, tpu (commas)
 #   LMX_INSTALLER  uv or pip; uv where it is found
 #   LMX_CACHE      compiled programs and prepared data; ~/.cache/lmx
+#   LD_PRELOAD     set it, to nothing if you like, and jemalloc is not looked for
 #
 # shellcheck shell=bash
 
@@ -207,6 +208,15 @@ lmx_default() {
   if [ -z "${!1+set}" ]; then export "$1=$2"; fi
 }
 
+lmx_use_jemalloc() {
+  local library
+  if [ -n "${LD_PRELOAD+set}" ] || ! command -v ldconfig >/dev/null 2>&1; then return; fi
+  library=$(ldconfig -p | sed -n 's/.*libjemalloc\.so\.2 .*=> //p' | head -n 1)
+  if [ -z "$library" ]; then return; fi
+  export LD_PRELOAD=$library
+  lmx_default MALLOC_CONF "thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1"
+}
+
 lmx_export() {
   # Large buffers that malloc hands back to the system cost 20-40 % of a training step
   # on CPU, because new pages come slowly: keep them, in huge pages. Memory once used is
@@ -214,6 +224,9 @@ lmx_export() {
   if getconf GNU_LIBC_VERSION >/dev/null 2>&1; then
     lmx_default GLIBC_TUNABLES "glibc.malloc.mmap_threshold=68719476736:glibc.malloc.trim_threshold=68719476736:glibc.malloc.hugetlb=1"
   fi
+  # jemalloc does the same with no page fault left, and steps stop coming in two speeds
+  # (measured: LOG.md). It is used where it is installed (Debian: libjemalloc2).
+  lmx_use_jemalloc
   # Compiled programs are kept: a second start skips what took 0.3 s or more to compile.
   lmx_default JAX_COMPILATION_CACHE_DIR "$LMX_CACHE_ROOT/xla"
   lmx_default JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS 0.3

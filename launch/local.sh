@@ -54,7 +54,7 @@ esac
 if [ -n "$dry_run" ]; then
   before=$(env | cut -d = -f 1)
   lmx_export
-  for name in GLIBC_TUNABLES JAX_COMPILATION_CACHE_DIR \
+  for name in GLIBC_TUNABLES LD_PRELOAD MALLOC_CONF JAX_COMPILATION_CACHE_DIR \
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS TF_CPP_MIN_LOG_LEVEL GRPC_VERBOSITY; do
     if [ -n "${!name+set}" ] && ! grep -qx "$name" <<<"$before"; then
       printf '%s=%q ' "$name" "${!name}"

@@ -132,7 +132,7 @@ def load(workdir: str | Path, *, step: int | None = None) -> LanguageModel:
       CheckpointError: it holds no checkpoint that can be used.
       DataError: its tokenizer is not the one that the checkpoint was trained with.
     """
-    from lmx.train.checkpoints import Checkpoints
+    from lmx.training.checkpoints import Checkpoints
 
     folder = Path(workdir)
     try:

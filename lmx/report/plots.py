@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from lmx.core.errors import DataError, StorageError
-from lmx.train.metrics import read_metrics
+from lmx.training.metrics import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

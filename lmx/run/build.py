@@ -23,10 +23,10 @@ from lmx.models.sizes import resolve
 from lmx.parallel.mesh import make_mesh
 from lmx.parallel.partition import Partition
 from lmx.parallel.rules import RULES
-from lmx.train.objective import OBJECTIVES, Objective
-from lmx.train.optimizers import Optimizer, make_optimizer
-from lmx.train.state import TrainState, init_state
-from lmx.train.step import eval_step, train_step
+from lmx.training.objective import OBJECTIVES, Objective
+from lmx.training.optimizers import Optimizer, make_optimizer
+from lmx.training.state import TrainState, init_state
+from lmx.training.step import eval_step, train_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,8 @@ from lmx.generate.text import complete
 from lmx.report.plots import plot_losses
 from lmx.run.build import Experiment
 from lmx.run.train import SUMMARY, evaluator
-from lmx.train.metrics import FILE_NAME
-from lmx.train.state import TrainState, weights_to_use
+from lmx.training.metrics import FILE_NAME
+from lmx.training.state import TrainState, weights_to_use
 
 FUNCTION_PROMPT = "def "
 

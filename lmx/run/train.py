@@ -24,8 +24,8 @@ def train(config: ExperimentConfig, workdir: str | Path, *, say: Say = print) ->
     Raises:
       UserError: with the exit code of what went wrong (see `core/errors.py`).
     """
-    from lmx.train.checkpoints import Checkpoints
-    from lmx.train.preemption import Preemption
+    from lmx.training.checkpoints import Checkpoints
+    from lmx.training.preemption import Preemption
 
     with claim(workdir) as folder, Preemption() as preemption:
         check_resumable(config, folder, say=say)
@@ -45,9 +45,9 @@ def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: S
     """Builds everything, trains what is left, evaluates and writes the results."""
     from lmx.run.build import build
     from lmx.run.finish import finish
-    from lmx.train.loop import train as train_loop
-    from lmx.train.metrics import MetricsWriter
-    from lmx.train.progress import Progress
+    from lmx.training.loop import train as train_loop
+    from lmx.training.metrics import MetricsWriter
+    from lmx.training.progress import Progress
 
     experiment = build(config, report=say)
     config = experiment.config
@@ -78,8 +78,8 @@ def _parts(experiment, checkpoints, metrics, progress, preemption, watch):
     """Returns what the loop calls, made from the experiment."""
     from lmx.models.sizes import flops_per_token
     from lmx.parallel.devices import peak_flops
-    from lmx.train.loop import Parts
-    from lmx.train.schedules import make_schedule
+    from lmx.training.loop import Parts
+    from lmx.training.schedules import make_schedule
 
     config = experiment.config
     return Parts(
@@ -109,7 +109,7 @@ def placed_batches(experiment, start: int, stop: int) -> Generator[Any, None, No
 def evaluator(experiment, *, final: bool = False) -> Callable[[Any], dict[str, float]]:
     """Returns state → validation metrics; `final` takes the batches of the end."""
     from lmx.evaluate.perplexity import perplexity
-    from lmx.train.state import weights_to_use
+    from lmx.training.state import weights_to_use
 
     score = experiment.eval_function()
     evals = experiment.config.evals

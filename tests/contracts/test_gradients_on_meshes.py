@@ -59,7 +59,7 @@ def make(style):
     from lmx.inputs.batch import Batch
     from lmx.models.decoder import abstract_params
     from lmx.models.sizes import resolve
-    from lmx.train.objective import NextToken
+    from lmx.training.objective import NextToken
 
     model = resolve(
         ModelConfig(
@@ -154,7 +154,7 @@ def main(style):
     from lmx.parallel.mesh import make_mesh
     from lmx.parallel.partition import Partition
     from lmx.parallel.rules import DEFAULT
-    from lmx.train.step import summed_gradient
+    from lmx.training.step import summed_gradient
 
     assert len(jax.devices()) == DEVICES
     objective, boxed, params, batch = make(style)

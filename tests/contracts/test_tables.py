@@ -10,10 +10,10 @@ from lmx.inputs.tokenizers import KINDS
 from lmx.models.mlp import MLPS
 from lmx.models.norms import NORMS
 from lmx.parallel.rules import RULES
-from lmx.train.metrics import WRITERS
-from lmx.train.objective import OBJECTIVES
-from lmx.train.optimizers import OPTIMIZERS
-from lmx.train.schedules import SCHEDULES
+from lmx.training.metrics import WRITERS
+from lmx.training.objective import OBJECTIVES
+from lmx.training.optimizers import OPTIMIZERS
+from lmx.training.schedules import SCHEDULES
 
 HINTS = {key: (hint, field) for key, hint, field in fields()}
 

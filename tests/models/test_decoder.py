@@ -22,8 +22,8 @@ from lmx.inputs.batch import Batch
 from lmx.models.block import MIXERS
 from lmx.models.decoder import Decoder, abstract_params, unrolled
 from lmx.models.sizes import resolve
-from lmx.train.objective import NextToken
-from lmx.train.step import summed_gradient
+from lmx.training.objective import NextToken
+from lmx.training.step import summed_gradient
 
 POSITIONS = typing.get_args(typing.get_type_hints(ModelConfig)["positions"])
 QUICKLY = {"xla_backend_optimization_level": 0}  # for programs that run a few times

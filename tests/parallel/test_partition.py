@@ -27,10 +27,10 @@ from lmx.models.sizes import resolve
 from lmx.parallel.mesh import AXES, make_mesh
 from lmx.parallel.partition import Partition
 from lmx.parallel.rules import DEFAULT, RULES
-from lmx.train.objective import NextToken
-from lmx.train.optimizers import OPTIMIZERS, make_optimizer
-from lmx.train.state import init_state
-from lmx.train.step import train_step
+from lmx.training.objective import NextToken
+from lmx.training.optimizers import OPTIMIZERS, make_optimizer
+from lmx.training.state import init_state
+from lmx.training.step import train_step
 
 # Wide enough that Adafactor factors (from 128 on), and no two axes of one size.
 WIDE = {

@@ -8,7 +8,7 @@ import pytest
 
 from lmx.core.errors import DataError, StorageError
 from lmx.report.plots import plot_losses, smooth
-from lmx.train.metrics import MetricsWriter
+from lmx.training.metrics import MetricsWriter
 
 
 def record(folder, rows):

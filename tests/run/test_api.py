@@ -26,7 +26,7 @@ def test_logits_are_those_of_the_decoder_for_every_length(model):
 
 
 def test_averaged_weights_are_used_where_the_run_kept_them(model, finished):
-    from lmx.train.checkpoints import Checkpoints
+    from lmx.training.checkpoints import Checkpoints
 
     with Checkpoints(finished[0] / "checkpoints") as checkpoints:
         ema = checkpoints.restore_params(8, weights="ema")

@@ -11,8 +11,8 @@ import lmx
 from lmx.core.config import freeze, from_json
 from lmx.core.errors import DATA, USAGE, DataError, UserError
 from lmx.run.train import default_workdir, read_summary, train
-from lmx.train.checkpoints import Checkpoints, state_digest
-from lmx.train.metrics import read_metrics
+from lmx.training.checkpoints import Checkpoints, state_digest
+from lmx.training.metrics import read_metrics
 
 from .conftest import tiny_config
 

@@ -17,11 +17,11 @@ import jax
 from lmx.core.errors import DivergedError, Preempted
 from lmx.core.schema import ExperimentConfig
 from lmx.inputs.batch import Batch
-from lmx.train.checkpoints import Checkpoints
-from lmx.train.metrics import MetricsWriter
-from lmx.train.preemption import Preemption
-from lmx.train.progress import Progress
-from lmx.train.state import TrainState
+from lmx.training.checkpoints import Checkpoints
+from lmx.training.metrics import MetricsWriter
+from lmx.training.preemption import Preemption
+from lmx.training.progress import Progress
+from lmx.training.state import TrainState
 
 Metrics = Mapping[str, Any]
 

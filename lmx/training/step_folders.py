@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lmx.core.errors import CheckpointError, UserError
 from lmx.core.workdir import storage_errno, storage_error, sync_directory
-from lmx.train.manifest import Manifest, ManifestError, verify
+from lmx.training.manifest import Manifest, ManifestError, verify
 
 _STAGING, _QUARANTINE = "saving", "quarantine"
 

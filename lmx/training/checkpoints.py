@@ -19,9 +19,9 @@ from typing import Any, Literal, TypeVar
 from lmx.core.errors import CheckpointError, UserError
 from lmx.core.schema import CheckpointConfig
 from lmx.core.trees import flatten_with_names
-from lmx.train.array_store import ArrayStore, item_of, misfit, nest, state_digest
-from lmx.train.manifest import write_manifest
-from lmx.train.step_folders import StepFolders
+from lmx.training.array_store import ArrayStore, item_of, misfit, nest, state_digest
+from lmx.training.manifest import write_manifest
+from lmx.training.step_folders import StepFolders
 
 __all__ = ["Checkpoints", "state_digest"]
 

@@ -12,11 +12,11 @@ import time
 import pytest
 
 from lmx.core.errors import INTERRUPTED
-from lmx.train.preemption import Preemption
+from lmx.training.preemption import Preemption
 
 LOOP = """
 import hashlib, sys, time
-from lmx.train.preemption import Preemption
+from lmx.training.preemption import Preemption
 with Preemption() as preemption:
     print("ready", flush=True)
     if sys.argv[1] == "native":  # like a compilation: no bytecode runs for minutes

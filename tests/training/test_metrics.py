@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmx.core.errors import StorageError, UserError
-from lmx.train.metrics import WRITERS, MetricsWriter, read_metrics
+from lmx.training.metrics import WRITERS, MetricsWriter, read_metrics
 
 
 def fill(workdir, steps, **options):

@@ -9,7 +9,7 @@ import pytest
 
 from lmx.core.errors import UserError
 from lmx.core.schema import OptimConfig
-from lmx.train.schedules import SCHEDULES, make_schedule
+from lmx.training.schedules import SCHEDULES, make_schedule
 
 PEAK, WARMUP, STEPS, FINAL, DECAY = 3e-3, 10, 110, 0.1, 0.25
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.train.guard import HISTORY, GuardState, admit, init_guard, select
+from lmx.training.guard import HISTORY, GuardState, admit, init_guard, select
 
 NAN, INF = float("nan"), float("inf")
 

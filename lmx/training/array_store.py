@@ -3,7 +3,7 @@
 A tree is written as flat items, name -> array, with the names of `lmx.core.trees`:
 "params" and "ema" each in an item of its own, so that they can be read without the
 rest, all else in "train". Whether files are intact, and which to keep, is the business
-of `lmx.train.checkpoints`.
+of `lmx.training.checkpoints`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ import optax
 from lmx.core.errors import UserError, pick
 from lmx.core.schema import OptimConfig
 from lmx.core.trees import compile_patterns, map_with_names, mask_by_path
-from lmx.train.schedules import make_schedule
+from lmx.training.schedules import make_schedule
 
 Params: TypeAlias = Any
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs

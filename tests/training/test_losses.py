@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmx.core.errors import UserError
-from lmx.train.losses import CHUNK, cross_entropy
+from lmx.training.losses import CHUNK, cross_entropy
 
 TOKENS, WIDTH, VOCAB = 24, 8, 48
 SOFTCAPS = (None, 3.0)

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from lmx.core.errors import CheckpointError
-from lmx.train.manifest import MANIFEST, ManifestError, verify, write_manifest
+from lmx.training.manifest import MANIFEST, ManifestError, verify, write_manifest
 
 FACTS = {"config": "abc", "list": [1, 2.5, None], "word": "é"}
 
@@ -93,7 +93,7 @@ def test_an_empty_or_absent_directory_does_not_verify(tmp_path):
 
 def _forge(folder, **changes):
     """Writes a manifest whose own hash is right."""
-    from lmx.train import manifest
+    from lmx.training import manifest
 
     content = json.loads((folder / MANIFEST).read_bytes())
     content.pop("sha256")

@@ -20,10 +20,10 @@ from lmx.core.trees import flatten_with_names
 from lmx.inputs.batch import Batch
 from lmx.models.decoder import Decoder, abstract_params, head_logits
 from lmx.models.sizes import resolve
-from lmx.train.objective import NextToken
-from lmx.train.optimizers import OPTIMIZERS, make_optimizer
-from lmx.train.state import TrainState, init_guard, init_state, weights_to_use
-from lmx.train.step import eval_step, train_step
+from lmx.training.objective import NextToken
+from lmx.training.optimizers import OPTIMIZERS, make_optimizer
+from lmx.training.state import TrainState, init_guard, init_state, weights_to_use
+from lmx.training.step import eval_step, train_step
 
 ROWS, LENGTH = 8, 6
 TEXT = "to be or not to be, that is the question"

@@ -29,16 +29,16 @@ from lmx.core.schema import (
 from lmx.inputs.batch import Batch
 from lmx.models.decoder import abstract_params
 from lmx.models.sizes import resolve
-from lmx.train.checkpoints import Checkpoints
-from lmx.train.guard import init_guard
-from lmx.train.loop import Parts, train
-from lmx.train.metrics import MetricsWriter, read_metrics
-from lmx.train.objective import NextToken
-from lmx.train.optimizers import init_ema, make_optimizer
-from lmx.train.progress import Progress
-from lmx.train.schedules import make_schedule
-from lmx.train.state import TrainState
-from lmx.train.step import eval_step, train_step
+from lmx.training.checkpoints import Checkpoints
+from lmx.training.guard import init_guard
+from lmx.training.loop import Parts, train
+from lmx.training.metrics import MetricsWriter, read_metrics
+from lmx.training.objective import NextToken
+from lmx.training.optimizers import init_ema, make_optimizer
+from lmx.training.progress import Progress
+from lmx.training.schedules import make_schedule
+from lmx.training.state import TrainState
+from lmx.training.step import eval_step, train_step
 
 STEPS, VOCAB, NEVER = 10, 16, 10**9
 OPTIM = OptimConfig(warmup_steps=4, ema_decay=0.9, max_nonfinite_steps=3)

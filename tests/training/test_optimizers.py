@@ -14,7 +14,7 @@ from lmx.core.schema import ModelConfig, OptimConfig
 from lmx.core.trees import flatten_with_names, map_with_names, mirror
 from lmx.models.decoder import abstract_params
 from lmx.models.sizes import resolve
-from lmx.train.optimizers import (
+from lmx.training.optimizers import (
     OPTIMIZERS,
     clip_by_norm,
     eval_params,

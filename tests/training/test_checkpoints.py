@@ -30,8 +30,8 @@ from lmx.core.errors import (
 )
 from lmx.core.schema import CheckpointConfig
 from lmx.core.trees import flatten_with_names
-from lmx.train.checkpoints import Checkpoints, state_digest
-from lmx.train.manifest import MANIFEST, verify
+from lmx.training.checkpoints import Checkpoints, state_digest
+from lmx.training.manifest import MANIFEST, verify
 
 
 @flax.struct.dataclass
@@ -173,7 +173,7 @@ def test_generation_gets_the_averaged_weights_where_there_are_any(tmp_path):
 RESHARD = """
 import sys, jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from lmx.train.checkpoints import Checkpoints, state_digest
+from lmx.training.checkpoints import Checkpoints, state_digest
 assert jax.device_count() == 8
 mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "tensor"))
 def leaf(shape, spec, dtype="float32"):
@@ -357,7 +357,7 @@ def test_pruning_keeps_the_last_and_the_multiples(tmp_path):
 def test_the_last_good_step_is_kept_while_the_next_is_being_saved(
     tmp_path, monkeypatch
 ):
-    from lmx.train import checkpoints as module
+    from lmx.training import checkpoints as module
 
     save_steps(tmp_path, 1, keep_last=1)
     seen = []
@@ -397,7 +397,7 @@ def test_a_restored_step_is_not_saved_again_but_later_ones_replace_old_ones(run)
 
 
 def test_the_age_is_that_of_the_newest_state_on_the_disk(tmp_path, monkeypatch):
-    from lmx.train import checkpoints as module
+    from lmx.training import checkpoints as module
 
     now = [100.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -415,7 +415,7 @@ def test_the_age_is_that_of_the_newest_state_on_the_disk(tmp_path, monkeypatch):
 SAVER = """
 import sys
 import jax.numpy as jnp
-from lmx.train.checkpoints import Checkpoints
+from lmx.training.checkpoints import Checkpoints
 with Checkpoints(sys.argv[1]) as checkpoints:
     first = (checkpoints.recover() or 0) + 1
     for step in range(first, 10_000):
@@ -451,7 +451,7 @@ LIMITED = """
 import resource, sys
 import jax.numpy as jnp
 from lmx.core.errors import StorageError
-from lmx.train.checkpoints import Checkpoints
+from lmx.training.checkpoints import Checkpoints
 state = {"params": {"w": jnp.arange(300_000.0)}}  # does not compress to nothing
 with Checkpoints(sys.argv[1], report=print) as checkpoints:
     checkpoints.save(1, state)
@@ -521,7 +521,7 @@ def test_a_full_disk_is_noticed_and_costs_no_checkpoint(small_disk):
 
 
 def test_a_failed_save_is_not_lost_at_the_end(tmp_path, monkeypatch):
-    from lmx.train import checkpoints as module
+    from lmx.training import checkpoints as module
 
     def full(*_, **__):
         raise OSError(28, os.strerror(28))
@@ -541,7 +541,7 @@ def test_a_failed_save_is_not_lost_at_the_end(tmp_path, monkeypatch):
 def test_a_bug_in_the_background_is_not_dressed_as_a_storage_error(
     tmp_path, monkeypatch
 ):
-    from lmx.train import checkpoints as module
+    from lmx.training import checkpoints as module
 
     monkeypatch.setattr(module, "write_manifest", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -12,7 +12,7 @@ import textwrap
 
 import pytest
 
-from lmx.train.progress import (
+from lmx.training.progress import (
     Progress,
     format_count,
     format_duration,
@@ -198,7 +198,7 @@ def on_a_terminal(code, **environment):
 
 SHORT_RUN = """
     import time
-    from lmx.train.progress import Progress
+    from lmx.training.progress import Progress
     with Progress(40) as progress:
         progress.status("compiling")
         time.sleep(0.4)

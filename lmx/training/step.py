@@ -18,10 +18,10 @@ from jax import lax
 
 from lmx.core.schema import OptimConfig
 from lmx.inputs.batch import Batch
-from lmx.train.guard import admit, select
-from lmx.train.objective import Objective
-from lmx.train.optimizers import Optimizer, clip_by_norm
-from lmx.train.state import TrainState, update_average
+from lmx.training.guard import admit, select
+from lmx.training.objective import Objective
+from lmx.training.optimizers import Optimizer, clip_by_norm
+from lmx.training.state import TrainState, update_average
 
 Reduce = Callable[[Any], Any]
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from lmx.core.schema import Architecture, ObjectiveConfig
 from lmx.inputs.batch import Batch
 from lmx.models.decoder import Decoder, head_matrix
-from lmx.train.losses import cross_entropy
+from lmx.training.losses import cross_entropy
 
 
 class Losses(NamedTuple):

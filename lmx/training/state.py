@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from lmx.core.schema import OptimConfig
-from lmx.train.guard import GuardState, init_guard
-from lmx.train.optimizers import Optimizer, eval_params, init_ema, update_ema
+from lmx.training.guard import GuardState, init_guard
+from lmx.training.optimizers import Optimizer, eval_params, init_ema, update_ema
 
 
 @flax.struct.dataclass

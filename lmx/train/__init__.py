@@ -1,1 +1,0 @@
-"""Objective, optimizer, state, the pure step, the loop around it, and what survives it."""

@@ -1,0 +1,1 @@
+"""Objective, optimizer, state, the pure step, the loop around it, and survival."""
