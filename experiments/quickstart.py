@@ -2,15 +2,21 @@
 
 Command: bash launch/local.sh train --config=experiments/quickstart.py
 Cost:    under 5 minutes on 2 CPU cores, no download
-Expect:  about 1.9 validation bits per byte
+Expect:  about 1.35 validation bits per byte (gzip -9: 2.00, xz -9: 1.56)
 """
 
 import lmx
 
+PROMPTS = (
+    "import os\nimport sys\n\n\ndef ",
+    "class Test",
+    "def __init__(self, ",
+)
+
 
 def get_config(arg: str = ""):
     config = lmx.default_config()
-    config.steps = 600
+    config.steps = 420
 
     config.model.size = "3m"
     config.model.context_length = 256
@@ -27,10 +33,11 @@ def get_config(arg: str = ""):
     config.optim.decay_fraction = 0.4
     config.optim.final_fraction = 0.0
 
-    config.evals.every_steps = 250
-    config.evals.prompts = ("def ", "class ", "import os\n")
+    config.evals.every_steps = 140
+    config.evals.prompts = PROMPTS
+    config.evals.temperature = 0.5
     config.evals.compressors = ("gzip", "xz")
     config.evals.function_samples = 32
 
-    config.checkpoint.save_every_steps = 250
+    config.checkpoint.save_every_steps = 140
     return lmx.variant(config, arg)

@@ -69,14 +69,14 @@ def _matmul_backward(form, out_dtype, saved, dy):
     dy = dy.astype(x.dtype)
     dx = _product(dy, w, ((x.ndim - 1,), (1,)), x.dtype, form)
     x_RI, dy_RO = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    return dx, _weight_gradient(x_RI, dy_RO, like_w.dtype, form)
+    return dx, weight_gradient(x_RI, dy_RO, like_w.dtype, form)
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def _weight_gradient(x_RI, dy_RO, dtype: DTypeLike, form: str) -> jax.Array:
-    """Returns xᵀ·dy; the form for CPU turns whichever operand is smaller."""
+def weight_gradient(x_RI, dy_RO, dtype: DTypeLike, form: str) -> jax.Array:
+    """Returns xᵀ·dy in `dtype`; on CPU the smaller of the two is turned."""
     if form == "xla":
         return _product(x_RI, dy_RO, ((0,), (0,)), dtype, form)
     if x_RI.shape[1] <= dy_RO.shape[1]:

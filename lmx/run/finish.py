@@ -19,7 +19,8 @@ from lmx.run.train import SUMMARY, evaluator
 from lmx.training.metrics import FILE_NAME
 from lmx.training.state import TrainState, weights_to_use
 
-FUNCTION_PROMPT = "def "
+# A function is sampled where one stands in real code, below the imports of a module.
+MODULE_HEAD, FUNCTION_START = "import os\nimport sys\n\n\n", "def "
 
 
 def finish(
@@ -75,9 +76,9 @@ def write_samples(experiment: Experiment, params: Any, summary: dict) -> None:
             for prompt, done in zip(evals.prompts, texts, strict=True)
         ]
     if evals.function_samples:
-        prompts = [FUNCTION_PROMPT] * evals.function_samples
+        prompts = [MODULE_HEAD + FUNCTION_START] * evals.function_samples
         done = complete(generator, tokenizer, prompts, sampling)
-        functions = [first_function(FUNCTION_PROMPT + d.text) for d in done]
+        functions = [first_function(FUNCTION_START + d.text) for d in done]
         summary["functions"] = {
             "sampled": len(functions),
             "parse": sum(map(parses, functions)),

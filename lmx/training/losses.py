@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lmx.core.errors import UserError
+from lmx.models.kernels import weight_gradient
 
 CHUNK = 8192  # vocabulary entries per piece when the config names no number of pieces
 
@@ -21,6 +22,7 @@ def cross_entropy(
     *,
     chunks: int | None = None,
     softcap: float | None = None,
+    form: str = "xla",
 ) -> tuple[jnp.ndarray, jnp.ndarray]:
     """Returns −log p(target) and log Z of each token, both float32 [T].
 
@@ -28,7 +30,7 @@ def cross_entropy(
     softcap·tanh(z/softcap). They are computed for `chunks` pieces of the vocabulary in
     turn, in the backward pass again, so that the memory is T·V/chunks. A piece takes
     every `chunks`-th entry: each device that holds a slice of the vocabulary then has
-    part of every piece.
+    part of every piece. `form` is that of products (`models/kernels.py`).
 
     Raises:
       UserError: `chunks` is below 1 or does not divide V.
@@ -48,15 +50,15 @@ def cross_entropy(
             f"objective.vocab_chunks={chunks} does not divide the vocabulary of "
             f"{vocab}; nearest that does: {near}"
         )
-    return _cross_entropy(chunks, softcap, hidden_TD, head_VD, targets_T)
+    return _cross_entropy(chunks, softcap, form, hidden_TD, head_VD, targets_T)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _cross_entropy(chunks, softcap, hidden_TD, head_VD, targets_T):
-    return _forward(chunks, softcap, hidden_TD, head_VD, targets_T)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _cross_entropy(chunks, softcap, form, hidden_TD, head_VD, targets_T):
+    return _forward(chunks, softcap, form, hidden_TD, head_VD, targets_T)[0]
 
 
-def _forward(chunks, softcap, hidden_TD, head_VD, targets_T):
+def _forward(chunks, softcap, form, hidden_TD, head_VD, targets_T):
     """Runs log-sum-exp over the pieces, keeping a running maximum (Milakov 2018)."""
 
     def piece(carry, item):
@@ -79,7 +81,7 @@ def _forward(chunks, softcap, hidden_TD, head_VD, targets_T):
     return (nll_T, log_z_T), (hidden_TD, head_VD, targets_T, log_z_T)
 
 
-def _backward(chunks, softcap, saved, cotangents):
+def _backward(chunks, softcap, form, saved, cotangents):
     """D nll = softmax − onehot and d log Z = softmax, piece by piece."""
     hidden_TD, head_VD, targets_T, log_z_T = saved
     nll_T, z_T = cotangents
@@ -94,7 +96,7 @@ def _backward(chunks, softcap, saved, cotangents):
         )
         d_TC = (d_TC * slope_TC).astype(hidden_TD.dtype)
         head_CD, _ = item
-        d_head_CD = _product(d_TC, hidden_TD, ((0,), (0,)))
+        d_head_CD = weight_gradient(d_TC, hidden_TD, jnp.float32, form)
         d_hidden_TD = d_hidden_TD + _product(d_TC, head_CD, ((1,), (0,)))
         return d_hidden_TD, d_head_CD
 

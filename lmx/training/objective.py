@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from lmx.core.schema import Architecture, ObjectiveConfig
 from lmx.inputs.batch import Batch
 from lmx.models.decoder import Decoder, head_matrix
+from lmx.models.kernels import select_form
 from lmx.training.losses import cross_entropy
 
 
@@ -62,6 +63,7 @@ class NextToken:
             batch.targets.reshape(-1),
             chunks=self.config.vocab_chunks,
             softcap=self.model.logit_softcap,
+            form=select_form(self.model.kernels),
         )
         nll_BL = nll_T.reshape(batch.targets.shape)
         penalty_BL = jnp.square(log_z_T).reshape(batch.targets.shape)
