@@ -304,6 +304,11 @@ def _check(config: ExperimentConfig) -> None:
             f"data.validation_fraction={config.data.validation_fraction} must lie "
             "between 0 and 1"
         )
+    if config.model.window is not None and "window" not in config.model.pattern:
+        raise UserError(
+            f"model.window={config.model.window} is used by no layer; name 'window' in "
+            "model.pattern, or set model.window to None"
+        )
     if config.data.batch_size % config.optim.accumulate_steps:
         raise UserError(
             f"optim.accumulate_steps={config.optim.accumulate_steps} does not divide "

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from lmx.data.batches import Batches
 from lmx.data.spool import Spool
 from lmx.data.store import TokenStore
 from lmx.inputs import tokenizers
+from lmx.inputs.batch import Batch
 from lmx.inputs.tokenizers import Tokenizer
 
 REVISION = 1  # of what is prepared from the same text and settings
@@ -59,6 +60,15 @@ class Corpus:
     def validation_batches(self) -> Batches:
         """Returns the validation batches, in stored order."""
         return self._batches(self.validation, "none")
+
+    def validation_sample(self, count: int) -> Iterator[Batch]:
+        """Yields `count` validation batches, or all: rows in an order of the seed.
+
+        Neighbouring rows are of the same documents; these are a fair sample.
+        """
+        batches = self._batches(self.validation, "epoch")
+        whole = -(-batches.num_rows // self.config.batch_size)
+        return map(batches.at, range(min(count, whole)))
 
     def _batches(self, split: TokenStore, shuffle: str) -> Batches:
         return Batches(

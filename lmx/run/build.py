@@ -18,6 +18,7 @@ from lmx.core.config import fingerprint
 from lmx.core.errors import DataError, UserError, pick
 from lmx.core.schema import Architecture, ExperimentConfig
 from lmx.data.pipeline import Batches, Corpus, prepare
+from lmx.models.block import MIXERS
 from lmx.models.decoder import Decoder, abstract_params
 from lmx.models.sizes import resolve
 from lmx.parallel.mesh import make_mesh
@@ -149,6 +150,8 @@ def build(
 
 def check_shape(config: ExperimentConfig) -> None:
     """Raises a `UserError` for an impossible model before any data is touched."""
+    for mixer in config.model.pattern:
+        pick(MIXERS, mixer, "mixer in model.pattern")
     resolve(config.model, vocab_size=config.model.vocab_size or config.data.vocab_size)
 
 

@@ -117,13 +117,16 @@ def evaluator(experiment, *, final: bool = False) -> Callable[[Any], dict[str, f
     size = experiment.corpus.summary["validation"]["bytes"]
 
     def evaluate(state) -> dict[str, float]:
-        batches = experiment.corpus.validation_batches().sequential()
+        if final:
+            batches = experiment.corpus.validation_batches().sequential()
+        else:
+            batches = experiment.corpus.validation_sample(evals.batches)
         result = perplexity(
             score,
             weights_to_use(state),
             map(experiment.partition.place_batch, batches),
             bytes_per_target=size / max(1, split.num_targets),
-            limit=evals.final_batches if final else evals.batches,
+            limit=evals.final_batches if final else None,
         )
         return {
             "eval/validation/loss": result.loss,

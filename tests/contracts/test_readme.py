@@ -1,4 +1,4 @@
-"""Every command and every line of Python in the README runs; every link leads somewhere.
+"""Every command and all Python of the README runs; every link leads somewhere.
 
 Training commands run their experiment's smoke variant, in a folder of their own.
 """

@@ -87,6 +87,7 @@ def test_command_line_values_have_the_type_of_their_key(key, text, value):
         ("num_layers", "3", "did you mean 'model.num_layers'"),
         ("modle.width", "3", "did you mean 'model.width'"),
         ("data.validation_fraction", "1", "between 0 and 1"),
+        ("model.window", "8", "is used by no layer"),
         ("optim.accumulate_steps", "3", "does not divide data.batch_size=32"),
     ],
 )
