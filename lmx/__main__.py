@@ -7,7 +7,15 @@ import os
 import sys
 import traceback
 
-from lmx.core.errors import BUG, DONE, INTERRUPTED, USAGE, UserError, did_you_mean
+from lmx.core.errors import (
+    BUG,
+    DONE,
+    INTERRUPTED,
+    IO_ERROR,
+    USAGE,
+    UserError,
+    did_you_mean,
+)
 
 # Command → (module with `main(argv)`, what it does). Modules load when they are run.
 COMMANDS = {
@@ -45,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         near = did_you_mean(argv[0], COMMANDS)
         print(f"lmx: unknown command {argv[0]!r}{near}", file=sys.stderr)
         return USAGE
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal may know fewer characters
+        sys.stdout.reconfigure(errors="replace")
     try:
         return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
     except UserError as error:
@@ -53,9 +63,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output went away: that is how `| head` ends us.
+        # The reader of our output went away: that is how `| head` ends us, but no
+        # end for a training run.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        return IO_ERROR if argv[0] == "train" else DONE
     except Exception:
         traceback.print_exc()
         print("lmx: this is a bug of lmx; please report it", file=sys.stderr)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import hashlib
 import importlib.util
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -44,6 +44,7 @@ SMOKE = {
     "parallel.tensor": 1,
     "evals.every_steps": 3,
     "evals.batches": 1,
+    "evals.final_batches": 1,
     "evals.new_tokens": 16,
     "checkpoint.save_every_steps": 2,
     "log.every_steps": 1,
@@ -195,7 +196,10 @@ def parse(text: str, hint: Any, key: str) -> Any:
             return float(text)
         if typing.get_origin(hint) is tuple:
             if text[:1] in ("(", "["):
-                return tuple(ast.literal_eval(text))
+                value = ast.literal_eval(text)
+                if not isinstance(value, tuple | list):
+                    raise ValueError(text)
+                return tuple(value)
             return tuple(part for part in text.split(",") if part)
     except (ValueError, SyntaxError, OverflowError):
         raise _wrong(key, text, hint) from None
@@ -204,7 +208,9 @@ def parse(text: str, hint: Any, key: str) -> Any:
 
 def freeze(config: ConfigDict | Mapping) -> ExperimentConfig:
     """Returns the checked dataclass; a `UserError` names the first bad value."""
-    values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    if not isinstance(values, Mapping):
+        raise UserError(f"a config is a section of options, not {values!r}")
     frozen = _freeze(values, ExperimentConfig, "")
     _check(frozen)
     return frozen
@@ -242,12 +248,14 @@ def _checked(value: Any, hint: Any, key: str) -> Any:
             raise UserError(f"{key}={value!r} is not an option{near}")
         return value
     if origin is tuple:
-        if isinstance(value, str) or not all(isinstance(v, str) for v in value):
+        if not isinstance(value, tuple | list) or not all(
+            isinstance(v, str) for v in value
+        ):
             raise _wrong(key, value, hint)
         return tuple(value)
     if hint is float and type(value) is int:
         return float(value)
-    if type(value) is not hint or value != value:
+    if type(value) is not hint or (hint is float and not math.isfinite(value)):
         raise _wrong(key, value, hint)
     return value
 
@@ -266,14 +274,16 @@ def _wrong(key: str, value: Any, hint: Any) -> UserError:
 
 # Lowest value that each number may take; everything else is checked where it is used.
 LOWEST = {
+    "seed": 0,
     "steps": 1,
     "model.init_scale": 0,
     "model.rope_base": 1,
+    "model.norm_epsilon": 0,
     "data.vocab_size": 4,
     "data.batch_size": 1,
     "data.prefetch_batches": 0,
     "data.workers": 1,
-    "data.max_documents": 1,
+    "data.max_documents": 2,
     "objective.z_loss": 0,
     "objective.vocab_chunks": 1,
     "optim.learning_rate": 0,
@@ -283,6 +293,7 @@ LOWEST = {
     "optim.max_nonfinite_steps": 1,
     "evals.every_steps": 1,
     "evals.batches": 1,
+    "evals.final_batches": 1,
     "evals.new_tokens": 1,
     "evals.temperature": 0,
     "evals.function_samples": 0,
@@ -299,6 +310,8 @@ def _check(config: ExperimentConfig) -> None:
     for key, lowest in LOWEST.items():
         if flat[key] is not None and flat[key] < lowest:
             raise UserError(f"{key}={flat[key]} must be at least {lowest}")
+    if config.seed >= 2**32:
+        raise UserError(f"seed={config.seed} must be below 2**32")
     if not 0 < config.data.validation_fraction < 1:
         raise UserError(
             f"data.validation_fraction={config.data.validation_fraction} must lie "
@@ -335,12 +348,6 @@ def to_json(config: ExperimentConfig) -> str:
 def from_json(text: str) -> ExperimentConfig:
     """Returns the config that `to_json` wrote."""
     return freeze(json.loads(text))
-
-
-def fingerprint(config: ExperimentConfig) -> str:
-    """Returns the sha256 of what decides the result and may not change on resume."""
-    fixed = {k: v for k, v in flatten(config).items() if not k.startswith(RESUMABLE)}
-    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def difference(old: ExperimentConfig, new: ExperimentConfig) -> dict[str, tuple]:

@@ -51,7 +51,14 @@ class Corpus:
 
     def validation_text(self) -> bytes:
         """Returns the UTF-8 text of the validation documents, joined."""
-        return (self.directory / "validation.txt").read_bytes()
+        path = self.directory / "validation.txt"
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise errors.DataError(
+                f"{path} cannot be read ({error.strerror}); run the same command again "
+                "to prepare the data anew"
+            ) from error
 
     def train_batches(self) -> Batches:
         """Returns the training batches that the config asks for."""
@@ -67,8 +74,9 @@ class Corpus:
         Neighbouring rows are of the same documents; these are a fair sample.
         """
         batches = self._batches(self.validation, "epoch")
-        whole = -(-batches.num_rows // self.config.batch_size)
-        return map(batches.at, range(min(count, whole)))
+        if count * self.config.batch_size >= batches.num_rows:
+            return self.validation_batches().sequential()
+        return map(batches.at, range(count))
 
     def _batches(self, split: TokenStore, shuffle: str) -> Batches:
         return Batches(

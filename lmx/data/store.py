@@ -52,6 +52,8 @@ class TokenStore:
     """UTF-8 bytes of the documents' text."""
     fingerprint: str
     """Of the tokenizer that made it."""
+    digest: str
+    """sha256 of the tokens."""
     pad_id: int
 
     @property
@@ -87,6 +89,7 @@ class TokenStore:
             offsets=np.load(directory / "offsets.npy"),
             source_bytes=manifest["source_bytes"],
             fingerprint=manifest["tokenizer"],
+            digest=manifest["files"]["tokens.bin"]["sha256"],
             pad_id=manifest["pad_id"],
         )
 

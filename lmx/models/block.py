@@ -29,7 +29,12 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BLD, context: Context, cache=None, layer=None):
         c = self.config
-        norms = [make_norm(c.norm, c, name=name) for name in ("mixer_norm", "mlp_norm")]
+        # After a sublayer the norm's output is the stream itself.
+        dtype = c.residual_dtype if c.norm_position == "post" else None
+        norms = [
+            make_norm(c.norm, c, name=name, dtype=dtype)
+            for name in ("mixer_norm", "mlp_norm")
+        ]
         mix = pick(MIXERS, self.mixer, "mixer in model.pattern")(c)
         mlp = MLP(c, name="mlp")
         if c.norm_position == "pre":

@@ -67,13 +67,18 @@ class LayerNorm(Norm):
 NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
 
 
-def make_norm(kind: str, config, *, name: str, axis: str = "embed") -> nn.Module:
-    """Returns the norm `kind` as `config` (a ModelConfig) describes it."""
+def make_norm(
+    kind: str, config, *, name: str, axis: str = "embed", dtype: str | None = None
+) -> nn.Module:
+    """Returns the norm `kind` as `config` (a ModelConfig) describes it.
+
+    Its output has `dtype`, by default the one that matrix products take.
+    """
     return pick(NORMS, kind, "norm")(
         epsilon=config.norm_epsilon,
         axis=axis,
         bias=config.biases == "all",
         param_dtype=jnp.dtype(config.param_dtype),
-        dtype=jnp.dtype(config.compute_dtype),
+        dtype=jnp.dtype(dtype or config.compute_dtype),
         name=name,
     )

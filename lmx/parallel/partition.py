@@ -84,12 +84,7 @@ class Partition:
             with self.scope():
                 return compiled(*args)
 
-        call.lower = lambda *args: self._lower(compiled, args)  # type: ignore[attr-defined]
         return call
-
-    def _lower(self, compiled: Any, args: tuple) -> Any:
-        with self.scope():
-            return compiled.lower(*args)
 
 
 def _boxes(boxed_params: Any) -> list[nn.LogicallyPartitioned]:

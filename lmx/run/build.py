@@ -7,6 +7,7 @@ minimised and how, and compiles nothing. `Experiment.compile_step` compiles once
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,16 +15,18 @@ from typing import Any
 import jax
 from jax import lax
 
-from lmx.core.config import fingerprint
 from lmx.core.errors import DataError, UserError, pick
 from lmx.core.schema import Architecture, ExperimentConfig
-from lmx.data.pipeline import Batches, Corpus, prepare
+from lmx.data.pipeline import Corpus, prepare
+from lmx.evaluate.compression import COMPRESSORS
 from lmx.models.block import MIXERS
 from lmx.models.decoder import Decoder, abstract_params
 from lmx.models.sizes import resolve
 from lmx.parallel.mesh import make_mesh
 from lmx.parallel.partition import Partition
 from lmx.parallel.rules import RULES
+from lmx.training.losses import vocabulary_pieces
+from lmx.training.metrics import WRITERS
 from lmx.training.objective import OBJECTIVES, Objective
 from lmx.training.optimizers import Optimizer, make_optimizer
 from lmx.training.state import TrainState, init_state
@@ -49,8 +52,8 @@ class Experiment:
 
         return {
             "lmx": __version__,
-            "config": fingerprint(self.config),
             "tokenizer": self.corpus.tokenizer.fingerprint,
+            "data": self.corpus.train.digest,
         }
 
     def init(self) -> TrainState:
@@ -63,20 +66,6 @@ class Experiment:
         )
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         return self.partition.jit(make, out=shardings)(jax.random.key(self.config.seed))
-
-    def batches(self, corpus_split: str = "train") -> Batches:
-        """Returns the rows of one split, as the config cuts and orders them."""
-        data = self.config.data
-        return Batches(
-            getattr(self.corpus, corpus_split),
-            batch_size=data.batch_size,
-            context_length=self.config.model.context_length,
-            seed=self.config.seed,
-            shuffle=data.shuffle,
-            packing=data.packing,
-            prefetch=data.prefetch_batches,
-            workers=data.workers,
-        )
 
     def step_function(self) -> Callable:
         """Returns the training step to call: jit over the mesh, or pmap."""
@@ -93,8 +82,9 @@ class Experiment:
             step, out=(shardings, self.partition.replicated), donate=(0,)
         )
 
+    @functools.cached_property
     def eval_function(self) -> Callable:
-        """Returns the compiled `(params, batch) → sums`."""
+        """The compiled `(params, batch) → sums`."""
         step = partial(eval_step, objective=self.objective)
         return self.partition.jit(step, out=self.partition.replicated)
 
@@ -104,6 +94,13 @@ def build(
 ) -> Experiment:
     """Returns the experiment of `config`; raises `UserError`s before anything runs."""
     check_shape(config)
+    mesh = make_mesh(config.parallel)
+    if config.parallel.step == "pmap" and mesh.shape["data"] != mesh.size:
+        raise UserError(
+            "parallel.step='pmap' splits the batch only: set parallel.fsdp=1 and "
+            "parallel.tensor=1, or parallel.step='jit'"
+        )
+    optimizer = make_optimizer(config.optim, steps=config.steps)
     corpus = prepare(
         config.data,
         context_length=config.model.context_length,
@@ -112,20 +109,10 @@ def build(
     )
     model = architecture(config, corpus.tokenizer.vocab_size)
     config = dataclasses.replace(config, model=model)
-    partition = Partition(
-        make_mesh(config.parallel), pick(RULES, config.parallel.rules, "rules")
-    )
+    partition = Partition(mesh, pick(RULES, config.parallel.rules, "rules"))
     boxed = abstract_params(model)
     partition.check(boxed, config.data.batch_size // config.optim.accumulate_steps)
-    if (
-        config.parallel.step == "pmap"
-        and max(partition.mesh.shape["fsdp"], partition.mesh.shape["tensor"]) != 1
-    ):
-        raise UserError(
-            "parallel.step='pmap' splits the batch only: set parallel.fsdp=1 and "
-            "parallel.tensor=1, or parallel.step='jit'"
-        )
-    optimizer = make_optimizer(config.optim, steps=config.steps)
+    vocabulary_pieces(model.vocab_size, config.objective.vocab_chunks)
     make = partial(
         init_state, decoder=Decoder(model), optimizer=optimizer, config=config.optim
     )
@@ -149,9 +136,13 @@ def build(
 
 
 def check_shape(config: ExperimentConfig) -> None:
-    """Raises a `UserError` for an impossible model before any data is touched."""
+    """Raises a `UserError` for an impossible model or an unknown name."""
     for mixer in config.model.pattern:
         pick(MIXERS, mixer, "mixer in model.pattern")
+    for name in config.evals.compressors:
+        pick(COMPRESSORS, name, "compressor in evals.compressors")
+    for name in config.log.writers:
+        pick(WRITERS, name, "log.writers entry")
     resolve(config.model, vocab_size=config.model.vocab_size or config.data.vocab_size)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ def finish(
     write_samples(experiment, weights_to_use(state), summary)
     write_atomic(folder / "samples.txt", samples_text(summary))
     plot_losses(folder / FILE_NAME, folder / "loss.png", title=folder.name)
-    say(final_screen(summary, folder))
     write_atomic(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    say(final_screen(summary, folder))
     return summary
 
 
@@ -65,7 +66,8 @@ def write_samples(experiment: Experiment, params: Any, summary: dict) -> None:
     )
     sampling = SamplingConfig(
         temperature=evals.temperature,
-        max_new_tokens=evals.new_tokens,
+        # Prompts are short: half the context is theirs.
+        max_new_tokens=min(evals.new_tokens, experiment.model.context_length // 2),
         seed=experiment.config.seed,
         long_prompt="cut",
     )
@@ -101,9 +103,8 @@ def final_screen(summary: dict, folder: Path) -> str:
     lines = ["", f"step {summary['step']:,}: validation bits per byte"]
     worst = max(bits for _, bits in rows)
     for name, bits in rows:
-        lines.append(
-            f"  {name:<12}{bits:6.3f}  {'█' * max(1, round(40 * bits / worst))}"
-        )
+        share = bits / worst if 0 < worst < math.inf else 0
+        lines.append(f"  {name:<12}{bits:6.3f}  {'█' * max(1, round(40 * share))}")
     for sample in summary.get("samples", []):
         lines += ["", "─" * 72, f"{sample['prompt']}{sample['text']}".rstrip()]
     if "functions" in summary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -18,7 +19,12 @@ EXAMPLE = """example:
 
 def main(argv: list[str]) -> int:
     """Parses the command line, writes the continuations, returns the exit code."""
-    options, _ = parser().parse_with_overrides(argv)
+    options, overrides = parser().parse_with_overrides(argv)
+    if overrides:
+        raise UserError(
+            f"--config.{overrides[0][0]}: a trained model keeps its config; generate "
+            "takes sampling options only"
+        )
     prompts = read_prompts(options)
 
     from lmx.api import load, sampling_config
@@ -33,8 +39,10 @@ def main(argv: list[str]) -> int:
     sampling_config(sampling)  # a wrong value is reported before anything is loaded
     model = load(options.workdir, step=options.step)
     if options.prompts is None and not options.json:
+        pieces = model.stream(prompts[0], **sampling)
+        first = next(pieces, "")  # a prompt that is refused is not echoed
         sys.stdout.write(prompts[0])
-        for piece in model.stream(prompts[0], **sampling):
+        for piece in itertools.chain([first], pieces):
             sys.stdout.write(piece)
             sys.stdout.flush()
         sys.stdout.write("\n")
@@ -91,12 +99,15 @@ def parser() -> Parser:
 def read_prompts(options: argparse.Namespace) -> list[str]:
     """Returns the prompts that the options name."""
     if options.prompt == "-":
-        return [sys.stdin.read()]
+        try:
+            return [sys.stdin.read()]
+        except UnicodeDecodeError as error:
+            raise DataError(f"--prompt=-: not UTF-8 text: {error.reason}") from error
     if options.prompt is not None:
         return [options.prompt]
     path = Path(options.prompts)
     try:
-        lines = [x for x in path.read_text(encoding="utf8").splitlines() if x.strip()]
+        lines = [x for x in path.read_text(encoding="utf8").split("\n") if x.strip()]
     except OSError as error:
         raise DataError(f"--prompts={path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

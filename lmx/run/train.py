@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lmx.core import config as configs
-from lmx.core.errors import DataError, UserError
+from lmx.core.errors import DataError, Preempted, UserError
 from lmx.core.schema import ExperimentConfig
 from lmx.core.workdir import claim, write_atomic
 
@@ -27,18 +27,22 @@ def train(config: ExperimentConfig, workdir: str | Path, *, say: Say = print) ->
     from lmx.training.checkpoints import Checkpoints
     from lmx.training.preemption import Preemption
 
-    with claim(workdir) as folder, Preemption() as preemption:
-        check_resumable(config, folder, say=say)
-        with Checkpoints(
+    with (
+        claim(workdir) as folder,
+        Preemption() as preemption,
+        Checkpoints(
             folder / "checkpoints", config=config.checkpoint, report=say
-        ) as checkpoints:
-            step = checkpoints.recover()
-            summary = read_summary(folder)
-            done = min(step or 0, summary["step"] if summary else 0)
-            if summary is not None and done >= config.steps:
-                say(finished_message(done, folder))
-                return summary
-            return _run(config, folder, checkpoints, preemption, step, say)
+        ) as checkpoints,
+    ):
+        step = checkpoints.recover()
+        if step is not None:
+            check_resumable(config, folder, say=say)
+        summary = read_summary(folder)
+        done = min(step or 0, summary["step"] if summary else 0)
+        if summary is not None and done >= config.steps:
+            say(finished_message(done, folder))
+            return summary
+        return _run(config, folder, checkpoints, preemption, step, say)
 
 
 def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: Say):
@@ -51,8 +55,9 @@ def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: S
 
     experiment = build(config, report=say)
     config = experiment.config
+    if step is not None:
+        experiment = with_data_of(checkpoints.facts(step), experiment, folder, say=say)
     describe(experiment, say)
-    check_tokenizer(experiment, checkpoints, step)
     checkpoints.remember(experiment.facts)
     write_atomic(folder / "config.json", configs.to_json(config))
     experiment.corpus.tokenizer.save(folder / "tokenizer")
@@ -71,6 +76,8 @@ def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: S
         parts = _parts(experiment, checkpoints, metrics, progress, preemption, watch)
         with watch:
             state = train_loop(state, parts, config)
+    if preemption.requested:
+        raise Preempted("stopped before the last evaluation; run it again")
     return finish(experiment, state, folder, say=say)
 
 
@@ -111,7 +118,7 @@ def evaluator(experiment, *, final: bool = False) -> Callable[[Any], dict[str, f
     from lmx.evaluate.perplexity import perplexity
     from lmx.training.state import weights_to_use
 
-    score = experiment.eval_function()
+    score = experiment.eval_function
     evals = experiment.config.evals
     split = experiment.corpus.validation
     size = experiment.corpus.summary["validation"]["bytes"]
@@ -214,18 +221,30 @@ def with_derived(config: ExperimentConfig, saved: ExperimentConfig) -> Experimen
     return dataclasses.replace(config, model=derived)
 
 
-def check_tokenizer(experiment, checkpoints, step: int | None) -> None:
-    """Raises a `DataError` if a checkpoint was trained with other tokens."""
-    if step is None:
-        return
-    saved = checkpoints.facts(step).get("tokenizer")
-    found = experiment.corpus.tokenizer.fingerprint
-    if saved != found:
-        raise DataError(
-            f"checkpoint {step} was trained with tokenizer {str(saved)[:12]}, and the "
-            f"data now gives {found[:12]}: the text or its settings changed; restore "
-            "the text, or start again in another --workdir"
-        )
+def with_data_of(facts: Mapping[str, Any], experiment, folder: Path, *, say: Say):
+    """Returns the experiment with the tokens that its checkpoint was trained with.
+
+    A tokenizer that was trained anew may differ (unigram training is not repeatable);
+    the one in the workdir then takes its place.
+
+    Raises:
+      DataError: the text or how it is read has changed since.
+    """
+    from lmx.run.build import build
+
+    config = experiment.config
+    if experiment.facts["tokenizer"] != facts["tokenizer"]:
+        data = dataclasses.replace(config.data, tokenizer=str(folder / "tokenizer"))
+        experiment = build(dataclasses.replace(config, data=data), report=say)
+        experiment = dataclasses.replace(experiment, config=config)
+    for name, what in (("tokenizer", "another tokenizer"), ("data", "other text")):
+        if experiment.facts[name] != facts[name]:
+            raise DataError(
+                f"the checkpoint was trained with {what} ({facts[name][:12]}, now "
+                f"{experiment.facts[name][:12]}): {config.data.path} or how it is read "
+                "has changed; restore it, or start again in another --workdir"
+            )
+    return experiment
 
 
 def describe(experiment, say: Say) -> None:

@@ -79,6 +79,7 @@ def train(state: TrainState, parts: Parts, config: ExperimentConfig) -> TrainSta
                 state, metrics = parts.step(state, batch)
                 record.add(step + 1, metrics)
                 if due(step + 1, config.evals.every_steps, stop):
+                    record.flush_device()  # an evaluation's time is not the step's
                     record.extend(parts.evaluate(state))
                 if due(step + 1, config.checkpoint.save_every_steps, stop):
                     record.flush()  # what a checkpoint has seen is on record

@@ -1,4 +1,4 @@
-"""Cross-entropy of hidden states against a head, never holding all logits at once."""
+"""Cross-entropy of hidden states against a head, in pieces of a large vocabulary."""
 
 from __future__ import annotations
 
@@ -35,7 +35,19 @@ def cross_entropy(
     Raises:
       UserError: `chunks` is below 1 or does not divide V.
     """
-    vocab = head_VD.shape[0]
+    chunks = vocabulary_pieces(head_VD.shape[0], chunks)
+    return _cross_entropy(chunks, softcap, form, hidden_TD, head_VD, targets_T)
+
+
+def vocabulary_pieces(vocab: int, chunks: int | None) -> int:
+    """Returns the number of equal pieces of the vocabulary.
+
+    `chunks` if it divides `vocab`; for None as few as are at most 8,192 large, or one
+    where no such number divides it (a prime vocabulary).
+
+    Raises:
+      UserError: `chunks` is below 1 or does not divide `vocab`.
+    """
     if chunks is None:
         chunks = next(
             n for n in range(math.ceil(vocab / CHUNK), vocab + 1) if vocab % n == 0
@@ -50,7 +62,7 @@ def cross_entropy(
             f"objective.vocab_chunks={chunks} does not divide the vocabulary of "
             f"{vocab}; nearest that does: {near}"
         )
-    return _cross_entropy(chunks, softcap, form, hidden_TD, head_VD, targets_T)
+    return chunks
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -77,6 +77,7 @@ def train_step(
         **metrics,
         "grad_norm": grad_norm,
         "skipped": guard.skipped,
+        "spikes": guard.spikes,
         "consecutive_nonfinite": guard.consecutive,
     }
 
@@ -96,7 +97,10 @@ def summed_gradient(
         sums = {k: jnp.sum(v * losses.weights) for k, v in losses.metrics.items()}
         return value, {**sums, "value": value, "weight": jnp.sum(losses.weights)}
 
-    gradient = jax.grad(loss, has_aux=True)
+    def gradient(params, rows):
+        grads, sums = jax.grad(loss, has_aux=True)(params, rows)
+        return jax.tree.map(lambda g: g.astype(jnp.float32), grads), sums
+
     if pieces == 1:
         return gradient(params, batch)
 

@@ -55,7 +55,7 @@ def lmx(command, folder):
 def home(tmp_path_factory):
     """A folder that looks like the repository, where the first command has been run."""
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("experiments", "docs"):
+    for name in ("experiments", "lmx"):
         (folder / name).symlink_to(ROOT / name)
     out = lmx(COMMANDS[0], folder)
     assert "gzip -9" in out

@@ -104,7 +104,7 @@ def test_another_experiment_in_the_same_workdir_is_refused(run_copy):
     assert digest(run_copy) == before
 
 
-def test_a_checkpoint_of_another_tokenizer_is_refused(run_copy, monkeypatch):
+def test_a_checkpoint_of_other_text_is_refused(run_copy, monkeypatch):
     import lmx.run.build as build
 
     real = build.prepare
@@ -115,7 +115,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused(run_copy, monkeypatch):
     monkeypatch.setattr(build, "prepare", prepare)
     config = tiny_config()
     config.steps = 9
-    with pytest.raises(DataError, match="was trained with tokenizer") as error:
+    with pytest.raises(DataError, match="was trained with other text") as error:
         train(freeze(config), run_copy, say=lambda text: None)
     assert error.value.exit_code == DATA
 
