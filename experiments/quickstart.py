@@ -1,8 +1,8 @@
 """A transformer learns to write Python from Python's own standard library.
 
 Command: bash launch/local.sh train --config=experiments/quickstart.py
-Cost:    under 5 minutes on 2 CPU cores, no download
-Expect:  about 1.35 validation bits per byte (gzip -9: 2.00, xz -9: 1.56)
+Cost:    4 minutes on 2 CPU cores, installation included; no download of data
+Expect:  about 1.43 validation bits per byte (gzip -9: 2.00, xz -9: 1.56)
 """
 
 import lmx
