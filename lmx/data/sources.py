@@ -119,7 +119,9 @@ def read_documents(
     limits = _limits(max_documents, validation_fraction)
     for split, name, text in source.read(tally):
         if taken[str(split)] >= limits.get(str(split), taken[str(split)] + 1):
-            continue
+            if split == "validation":
+                continue
+            return  # validation comes first: nothing that follows is taken
         text = SURROGATE.sub("\ufffd", text)
         normal = text.replace("\r\n", "\n").replace("\r", "\n")
         digest = hashlib.sha256(normal.encode()).digest()[:16]

@@ -75,7 +75,9 @@ class Tokenizer:
         self.eos_id: int = meta["eos_id"]
         self.pad_id: int = meta["pad_id"]
         self.unk_id: int | None = meta["unk_id"]
-        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        # Ids may have gaps in tokenizers made elsewhere.
+        ids = backend.get_vocab(with_added_tokens=True).values()
+        self.vocab_size: int = 1 + max(ids, default=-1)
 
     @functools.cached_property
     def fingerprint(self) -> str:

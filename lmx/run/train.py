@@ -54,9 +54,12 @@ def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: S
     from lmx.training.progress import Progress
 
     experiment = build(config, report=say)
-    config = experiment.config
     if step is not None:
-        experiment = with_data_of(checkpoints.facts(step), experiment, folder, say=say)
+        facts = checkpoints.facts(step)
+        if experiment.facts["tokenizer"] != facts["tokenizer"]:
+            experiment = build_with_tokenizer(config, folder / "tokenizer", say=say)
+        check_data(experiment, facts)
+    config = experiment.config
     describe(experiment, say)
     checkpoints.remember(experiment.facts)
     write_atomic(folder / "config.json", configs.to_json(config))
@@ -221,30 +224,28 @@ def with_derived(config: ExperimentConfig, saved: ExperimentConfig) -> Experimen
     return dataclasses.replace(config, model=derived)
 
 
-def with_data_of(facts: Mapping[str, Any], experiment, folder: Path, *, say: Say):
-    """Returns the experiment with the tokens that its checkpoint was trained with.
+def build_with_tokenizer(config: ExperimentConfig, tokenizer: Path, *, say: Say):
+    """Returns the experiment with a run's own tokenizer instead of a new one.
 
-    A tokenizer that was trained anew may differ (unigram training is not repeatable);
-    the one in the workdir then takes its place.
-
-    Raises:
-      DataError: the text or how it is read has changed since.
+    Training a tokenizer anew may give another one: unigram training is not repeatable.
     """
     from lmx.run.build import build
 
-    config = experiment.config
-    if experiment.facts["tokenizer"] != facts["tokenizer"]:
-        data = dataclasses.replace(config.data, tokenizer=str(folder / "tokenizer"))
-        experiment = build(dataclasses.replace(config, data=data), report=say)
-        experiment = dataclasses.replace(experiment, config=config)
+    data = dataclasses.replace(config.data, tokenizer=str(tokenizer))
+    experiment = build(dataclasses.replace(config, data=data), report=say)
+    kept = dataclasses.replace(experiment.config, data=config.data)
+    return dataclasses.replace(experiment, config=kept)
+
+
+def check_data(experiment, facts: Mapping[str, Any]) -> None:
+    """Raises a `DataError` if a checkpoint was trained with other tokens."""
     for name, what in (("tokenizer", "another tokenizer"), ("data", "other text")):
         if experiment.facts[name] != facts[name]:
             raise DataError(
                 f"the checkpoint was trained with {what} ({facts[name][:12]}, now "
-                f"{experiment.facts[name][:12]}): {config.data.path} or how it is read "
-                "has changed; restore it, or start again in another --workdir"
+                f"{experiment.facts[name][:12]}): {experiment.config.data.path} or how "
+                "it is read has changed; restore it, or choose another --workdir"
             )
-    return experiment
 
 
 def describe(experiment, say: Say) -> None:

@@ -251,3 +251,12 @@ def test_the_identity_changes_with_the_content(tmp_path):
 
 def test_limits_leave_room_for_validation_in_split_sources():
     assert sources._limits(10, 0.05) == {"None": 10, "validation": 1, "train": 9}
+
+
+def test_nothing_is_read_past_the_last_document_that_is_needed(tmp_path):
+    path = _jsonl(tmp_path / "text.jsonl", ["one", "two", "three"])
+    with path.open("a", encoding="utf8") as file:
+        file.write("{ this line is broken\n")
+    assert _texts(path, limit=2) == ["one", "two"]
+    with pytest.raises(DataError):
+        _texts(path)

@@ -199,3 +199,13 @@ def test_a_tokenizer_without_an_end_token_is_refused(tmp_path):
     _foreign(file, [])
     with pytest.raises(DataError, match="no end-of-document token"):
         Tokenizer.load(file)
+
+
+def test_ids_with_gaps_count_up_to_the_largest():
+    import tokenizers
+
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<s>": 0, "</s>": 1, "a": 7}, unk_token="<s>")
+    )
+    meta = {"kind": "word", "bos_id": 0, "eos_id": 1, "pad_id": 0, "unk_id": 0}
+    assert Tokenizer(backend.to_str(), meta).vocab_size == 8

@@ -120,6 +120,28 @@ def test_a_checkpoint_of_other_text_is_refused(run_copy, monkeypatch):
     assert error.value.exit_code == DATA
 
 
+def test_a_tokenizer_that_trains_differently_gives_way_to_the_runs_own(
+    run_copy, monkeypatch
+):
+    import lmx.run.build as build
+
+    real = build.prepare
+
+    def prepare(config, **kwargs):
+        if config.tokenizer == "bpe":
+            config = dataclasses.replace(config, vocab_size=290)
+        return real(config, **kwargs)
+
+    monkeypatch.setattr(build, "prepare", prepare)
+    before = (run_copy / "config.json").read_text()
+    config = tiny_config()
+    config.steps = 9
+    train(freeze(config), run_copy, say=lambda text: None)
+    assert read_summary(run_copy)["step"] == 9
+    after = (run_copy / "config.json").read_text()
+    assert after == before.replace('"steps": 8', '"steps": 9')
+
+
 def test_a_damaged_config_json_is_named(run_copy):
     (run_copy / "config.json").write_text('{"steps": ')
     with pytest.raises(UserError, match=r"config.json cannot be read"):
