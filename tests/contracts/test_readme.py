@@ -78,7 +78,9 @@ def test_a_command_of_the_readme_runs(command, home):
 
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(home):
-    for block in blocks("python"):
+    examples = blocks("python")
+    assert examples
+    for block in examples:
         run([sys.executable, "-c", block], home)
 
 
