@@ -10,8 +10,8 @@ torch model has the same norm, positions, activation, head, residual type, optim
 clipping (`torch_reference.py`); the plain one is what a first JAX script looks like
 (`plain_linen.py`).
 
-Every contender is a process of its own under the same allocator settings (the ones of
-launch/environment.sh, or with --jemalloc=PATH that library). They take turns, a few
+Every contender is a process of its own under the same allocator and XLA settings (the
+ones of launch/environment.sh, or with --jemalloc=PATH that library). They take turns, a few
 steps each: the speed of a machine drifts, so only the ratios of neighbouring turns are
 compared, and their median is what the last lines tell. A turn with other programs
 running measures those too: look at the spread.
@@ -108,7 +108,13 @@ def environment(jemalloc: str | None) -> dict[str, str]:
     else:
         allocator = {"GLIBC_TUNABLES": KEEP_MEMORY}
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, **allocator, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
+    return {
+        **os.environ,
+        **allocator,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": path,
+        "XLA_FLAGS": "--xla_cpu_prefer_vector_width=512",
+    }
 
 
 class Contender:

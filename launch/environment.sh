@@ -230,6 +230,12 @@ lmx_export() {
   # Compiled programs are kept: a second start skips what took 0.3 s or more to compile.
   lmx_default JAX_COMPILATION_CACHE_DIR "$LMX_CACHE_ROOT/xla"
   lmx_default JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS 0.3
+  # Elementwise passes in vectors of 512 bits where the CPU has them (LOG.md); GPU and
+  # TPU programs do not read it.
+  case ${XLA_FLAGS:-} in
+    *xla_cpu_prefer_vector_width*) ;;
+    *) export XLA_FLAGS="${XLA_FLAGS:-} --xla_cpu_prefer_vector_width=512" ;;
+  esac
   # Remarks of the C++ below JAX that a user can do nothing about; errors still show.
   lmx_default TF_CPP_MIN_LOG_LEVEL 2
   lmx_default GRPC_VERBOSITY ERROR

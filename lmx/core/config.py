@@ -100,7 +100,8 @@ def variant(config: ConfigDict, arg: str) -> ConfigDict:
             for key, small in SMOKE.items():
                 set_key(config, key, small)
             config.model.window = config.model.window and 16
-            config.optim.accumulate_steps = min(config.optim.accumulate_steps, 2)
+            pieces = config.optim.accumulate_steps
+            config.optim.accumulate_steps = pieces and min(pieces, 2)
             config.evals.function_samples = min(config.evals.function_samples, 4)
         else:
             raise UserError(f"unknown variant {part!r}; known: 'size=10m', 'smoke'")
@@ -322,7 +323,7 @@ def _check(config: ExperimentConfig) -> None:
             f"model.window={config.model.window} is used by no layer; name 'window' in "
             "model.pattern, or set model.window to None"
         )
-    if config.data.batch_size % config.optim.accumulate_steps:
+    if config.data.batch_size % (config.optim.accumulate_steps or 1):
         raise UserError(
             f"optim.accumulate_steps={config.optim.accumulate_steps} does not divide "
             f"data.batch_size={config.data.batch_size}"

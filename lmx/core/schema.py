@@ -196,7 +196,10 @@ class OptimConfig:
         "Regular expressions; a parameter whose path one of them finds is not decayed.",
     )
     clip_norm: float | None = knob(1.0, "Global gradient norm that is not exceeded.")
-    accumulate_steps: int = knob(1, "Micro-batches that one step is cut into.")
+    accumulate_steps: int | None = knob(
+        None,
+        "Micro-batches that one step is cut into (None: one, on CPU a few).",
+    )
     ema_decay: float | None = knob(
         None, "Decay of an average of the weights, used by evaluation and generation."
     )

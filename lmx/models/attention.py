@@ -11,7 +11,7 @@ from lmx.core.schema import Architecture
 from lmx.models import kernels
 from lmx.models.linear import make_linear
 from lmx.models.norms import make_norm
-from lmx.models.positions import alibi_slopes, rotate
+from lmx.models.positions import alibi_slopes
 
 
 class Context(NamedTuple):
@@ -116,7 +116,9 @@ class Attention(nn.Module):
         query, key, value = projected
         if c.positions == "rope":
             form = kernels.select_form(c.kernels)
-            query, key = (rotate(x, context.angles, form=form) for x in (query, key))
+            query, key = (
+                kernels.rotate(x, *context.angles, form=form) for x in (query, key)
+            )
         return query, key, value
 
 

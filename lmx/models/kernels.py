@@ -1,4 +1,4 @@
-"""Products, norm and attention: the one place where the backend decides the form.
+"""Products, norm, rotation, attention: the one place where the backend decides a form.
 
 Form 'xla' is plain `dot_general`, which GPU and TPU compilers know best. Form 'cpu'
 computes the same values in shapes that XLA's CPU compiler runs fast; its gain is in the
@@ -12,6 +12,8 @@ What makes a CPU form, measured with `benchmarks/train_throughput.py`:
   product, so `_turn` writes one that it cannot fold.
 - Where a transpose is due, the smaller operand takes it: attention's key and value
   gradients are computed as [H, S] instead of turning the [L, S] probabilities.
+- A pass over joined axes, [B, L, N, H] seen as [R, N·H], divides to find the place of
+  each element and is not vectorised; a barrier keeps the join out of it.
 - Results pass an `optimization_barrier`: a transpose that follows would otherwise be
   folded in, giving a product with bfloat16 operands that compiles and then fails at
   run time with UNIMPLEMENTED.
@@ -20,6 +22,7 @@ What makes a CPU form, measured with `benchmarks/train_throughput.py`:
 from __future__ import annotations
 
 import math
+import os
 from functools import partial
 from typing import Literal
 
@@ -38,6 +41,19 @@ def select_form(kernels: str) -> Form:
         return "cpu" if jax.default_backend() == "cpu" else "xla"
     assert kernels in ("cpu", "xla"), kernels
     return "cpu" if kernels == "cpu" else "xla"
+
+
+def micro_batches(rows: int, tokens: int, *, form: str) -> int:
+    """Returns how many pieces to cut a batch of `tokens` into, a divisor of `rows`.
+
+    On CPU about 1,024 tokens go to each core, so that activations stay in its cache;
+    larger pieces wait for memory, smaller ones for the sums of gradients. Elsewhere
+    a batch stays whole.
+    """
+    if form == "xla":
+        return 1
+    most = tokens // (1024 * (os.cpu_count() or 1))
+    return next(n for n in range(max(1, min(most, rows)), 0, -1) if rows % n == 0)
 
 
 def matmul(
@@ -68,20 +84,25 @@ def _matmul_backward(form, out_dtype, saved, dy):
     x, w, like_w = saved
     dy = dy.astype(x.dtype)
     dx = _product(dy, w, ((x.ndim - 1,), (1,)), x.dtype, form)
-    x_RI, dy_RO = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    return dx, weight_gradient(x_RI, dy_RO, like_w.dtype, form)
+    return dx, weight_gradient(x, dy, like_w.dtype, form)
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def weight_gradient(x_RI, dy_RO, dtype: DTypeLike, form: str) -> jax.Array:
-    """Returns xᵀ·dy in `dtype`; on CPU the smaller of the two is turned."""
+def weight_gradient(
+    x: jax.Array, dy: jax.Array, dtype: DTypeLike, form: str
+) -> jax.Array:
+    """Returns the sum over rows of x [..., I]ᵀ · dy [..., O], [I, O] in `dtype`.
+
+    On CPU the smaller of the two is turned.
+    """
+    x_RI, dy_RO = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     if form == "xla":
         return _product(x_RI, dy_RO, ((0,), (0,)), dtype, form)
-    if x_RI.shape[1] <= dy_RO.shape[1]:
-        return _product(_turn(x_RI), dy_RO, ((1,), (0,)), dtype, form)
-    return _product(_turn(dy_RO), x_RI, ((1,), (0,)), dtype, form).T
+    if x.shape[-1] <= dy.shape[-1]:
+        return _product(_turn(x), dy_RO, ((1,), (0,)), dtype, form)
+    return _product(_turn(dy), x_RI, ((1,), (0,)), dtype, form).T
 
 
 def _product(a, b, contract, dtype: DTypeLike, form: str) -> jax.Array:
@@ -91,15 +112,54 @@ def _product(a, b, contract, dtype: DTypeLike, form: str) -> jax.Array:
     return lax.optimization_barrier(y) if form == "cpu" else y
 
 
-def _turn(x_RC: jax.Array) -> jax.Array:
-    """Returns the transpose [C, R] in a way that is not folded into a product."""
-    R, C = x_RC.shape
-    if R % 2:
-        return x_RC.T
-    return x_RC.reshape(2, R // 2, C).transpose(2, 0, 1).reshape(C, R)
+def _turn(x: jax.Array) -> jax.Array:
+    """Returns x [..., C] as [C, R] in a way that is not folded into a product.
+
+    The axes are turned as they came: joined first, each element would cost a division
+    to find its place, six times the time.
+    """
+    C = x.shape[-1]
+    x = x.reshape(*(size for size in x.shape[:-1] if size > 1), C)
+    if x.ndim <= 2:
+        if x.size // C % 2:
+            return x.reshape(-1, C).T
+        x = x.reshape(2, -1, C)
+    x = lax.optimization_barrier(x)
+    return x.transpose(x.ndim - 1, *range(x.ndim - 1)).reshape(C, -1)
 
 
-def quarter_turn(x: jax.Array, *, form: str) -> jax.Array:
+def rotate(
+    x_BLNH: jax.Array, cos: jax.Array, sin: jax.Array, *, form: str
+) -> jax.Array:
+    """Returns x · cos + (−x₂, x₁) · sin, x₁ and x₂ the halves of the last axis.
+
+    `cos` and `sin` broadcast to x and are the same in both halves, so that the gradient
+    is the rotation by the opposite angles.
+    """
+    return _rotate(form, x_BLNH, cos, sin)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rotate(form, x, cos, sin):
+    return _rotate_forward(form, x, cos, sin)[0]
+
+
+def _rotate_forward(form, x, cos, sin):
+    y = x * cos + _quarter_turn(x, form) * sin
+    return y.astype(x.dtype), (cos, sin)
+
+
+def _rotate_backward(form, saved, dy):
+    cos, sin = saved
+    dx, _ = _rotate_forward(form, dy, cos, -sin)
+    # Heads are joined next; done in the same pass, that costs a division an element.
+    return lax.optimization_barrier(dx) if form == "cpu" else dx, None, None
+
+
+_rotate.defvjp(_rotate_forward, _rotate_backward)
+
+
+def _quarter_turn(x: jax.Array, form: str) -> jax.Array:
     """Returns (−x₂, x₁) of the two halves x₁, x₂ of the last axis, as float32.
 
     On CPU it is a product with a signed permutation, which is exact: reading across
@@ -109,8 +169,8 @@ def quarter_turn(x: jax.Array, *, form: str) -> jax.Array:
     if form == "xla":
         x = x.astype(jnp.float32)
         return jnp.concatenate([-x[..., half:], x[..., :half]], axis=-1)
-    turn = np.kron([[0, 1], [-1, 0]], np.eye(half))
-    return matmul(x, jnp.asarray(turn, x.dtype), form=form, out_dtype=jnp.float32)
+    turn = jnp.asarray(np.kron([[0, 1], [-1, 0]], np.eye(half)), x.dtype)
+    return _product(x, turn, ((x.ndim - 1,), (0,)), jnp.float32, form)
 
 
 def rms_norm(

@@ -12,30 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lmx.models import kernels
-
 
 def rotary_angles(positions_BL: jnp.ndarray, *, head_dim: int, base: float):
     """Returns cos and sin, float32 [B, L, 1, H], of position · base^(−2i/H).
 
-    Su et al. 2021 (arXiv:2104.09864), eq. 15; entries i and i + H/2 are equal. The
-    barrier keeps the compiler from computing them again wherever they are used.
+    Su et al. 2021 (arXiv:2104.09864), eq. 15; entries i and i + H/2 are equal, as
+    published Llama-style weights pair halves rather than neighbours. The barrier keeps
+    the compiler from computing them again wherever they are used.
     """
     frequencies = base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     frequencies = np.tile(frequencies, 2).astype(np.float32)
     angles = positions_BL[:, :, None, None] * frequencies
     return lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
-
-
-def rotate(x_BLNH: jnp.ndarray, angles, *, form: str) -> jnp.ndarray:
-    """Rotates pairs (i, i + H/2) of each head by `angles`; keeps the dtype.
-
-    Pairing halves rather than neighbours is the convention of published Llama-style
-    checkpoints.
-    """
-    cos, sin = angles
-    turned = x_BLNH * cos + kernels.quarter_turn(x_BLNH, form=form) * sin
-    return turned.astype(x_BLNH.dtype)
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:

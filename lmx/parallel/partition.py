@@ -31,9 +31,14 @@ class Partition:
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(list(self.rules.items())):
             yield
 
+    @property
+    def batch_parts(self) -> int:
+        """The number of parts that the rows of a batch are spread over."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
     def check(self, boxed_params: Any, batch_size: int) -> None:
         """Raises a `UserError` if the mesh divides not every parameter or the batch."""
-        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        parts = self.batch_parts
         if batch_size % parts:
             raise UserError(
                 f"{batch_size} rows per micro-batch (data.batch_size / "

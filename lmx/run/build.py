@@ -21,6 +21,7 @@ from lmx.data.pipeline import Corpus, prepare
 from lmx.evaluate.compression import COMPRESSORS
 from lmx.models.block import MIXERS
 from lmx.models.decoder import Decoder, abstract_params
+from lmx.models.kernels import micro_batches, select_form
 from lmx.models.sizes import resolve
 from lmx.parallel.mesh import make_mesh
 from lmx.parallel.partition import Partition
@@ -69,11 +70,20 @@ class Experiment:
 
     def step_function(self) -> Callable:
         """Returns the training step to call: jit over the mesh, or pmap."""
+        optim = self.config.optim
+        if optim.accumulate_steps is None:
+            rows = self.config.data.batch_size
+            pieces = micro_batches(
+                rows // self.partition.batch_parts,
+                rows * self.model.context_length,
+                form=select_form(self.model.kernels),
+            )
+            optim = dataclasses.replace(optim, accumulate_steps=pieces)
         step = partial(
             train_step,
             objective=self.objective,
             optimizer=self.optimizer,
-            config=self.config.optim,
+            config=optim,
         )
         if self.config.parallel.step == "pmap":
             return _pmapped(step)
@@ -111,7 +121,8 @@ def build(
     config = dataclasses.replace(config, model=model)
     partition = Partition(mesh, pick(RULES, config.parallel.rules, "rules"))
     boxed = abstract_params(model)
-    partition.check(boxed, config.data.batch_size // config.optim.accumulate_steps)
+    pieces = config.optim.accumulate_steps or 1
+    partition.check(boxed, config.data.batch_size // pieces)
     vocabulary_pieces(model.vocab_size, config.objective.vocab_chunks)
     make = partial(
         init_state, decoder=Decoder(model), optimizer=optimizer, config=config.optim

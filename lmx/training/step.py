@@ -40,10 +40,11 @@ def train_step(
     A step whose loss or gradient is not finite (or spikes) changes nothing but the
     guard's counts.
     """
+    pieces = config.accumulate_steps or 1
 
     def mean_gradient(params):
         grads, sums = all_reduce(
-            summed_gradient(objective, params, batch, pieces=config.accumulate_steps)
+            summed_gradient(objective, params, batch, pieces=pieces)
         )
         tokens = sums.pop("weight")
         weight = jnp.where(tokens > 0, tokens, 1.0)  # weights may be any small numbers

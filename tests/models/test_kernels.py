@@ -125,6 +125,41 @@ def test_rms_norm_and_its_gradients_equal_numpy(dtype, shape):
         assert relative_error(got, expected) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_rotation_and_its_gradient_equal_numpy(form, dtype):
+    x, dy = normal(0, (2, 5, 3, 8), dtype), normal(1, (2, 5, 3, 8), dtype)
+    angles = np.tile(np.random.default_rng(2).normal(size=(2, 5, 1, 4)), 2)
+    cos, sin = (jnp.asarray(f(angles), "float32") for f in (np.cos, np.sin))
+
+    @jax.jit
+    def run(x, dy):
+        y, back = jax.vjp(lambda x: kernels.rotate(x, cos, sin, form=form), x)
+        return y, back(dy)[0]
+
+    def turned(x, angles):
+        first, second = np.split(np.asarray(x, np.float64), 2, axis=-1)
+        turn = np.exp(1j * angles[..., :4])
+        pairs = (first + 1j * second) * turn
+        return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+    y, dx = run(x, dy)
+    assert y.dtype == dx.dtype == x.dtype
+    assert relative_error(y, turned(x, angles)) < TOLERANCE[dtype]
+    assert relative_error(dx, turned(dy, -angles)) < TOLERANCE[dtype]
+
+
+def test_micro_batches_divide_the_rows_and_fill_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    pieces = partial(kernels.micro_batches, form="cpu")
+    assert pieces(16, 16 * 256) == 2
+    assert pieces(16, 16 * 2048) == 16
+    assert pieces(15, 15 * 512) == 3
+    assert pieces(7, 7 * 1024) == 1
+    assert pieces(4, 4) == 1
+    assert kernels.micro_batches(16, 16 * 2048, form="xla") == 1
+
+
 # --- attention --------------------------------------------------------------------
 
 
