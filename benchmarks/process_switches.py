@@ -2,7 +2,7 @@
 
     python benchmarks/process_switches.py [--turns=5] [--jemalloc=PATH]
 
-Training steps of `train_throughput.py` in bfloat16 under each allocator setting, in
+Training steps of `train_throughput.py` in bfloat16 under each setting, in
 turns; then the time to import JAX with and without compiled bytecode. The compilation
 cache is measured by `start_up.py`. Last lines: `ratio NAME NUMBER`, speed over that of
 a process without any switch.
@@ -28,6 +28,7 @@ SWITCHES = {
     "keep-memory": {"GLIBC_TUNABLES": KEEP},
     "huge-pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
     "both": {"GLIBC_TUNABLES": f"{KEEP}:glibc.malloc.hugetlb=1"},
+    "wide-vectors": {"XLA_FLAGS": "--xla_cpu_prefer_vector_width=512"},
     "one-thread-xla": {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"},
 }
 

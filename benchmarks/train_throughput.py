@@ -10,8 +10,8 @@ torch model has the same norm, positions, activation, head, residual type, optim
 clipping (`torch_reference.py`); the plain one is what a first JAX script looks like
 (`plain_linen.py`).
 
-Every contender is a process of its own under the same allocator and XLA settings (the
-ones of launch/environment.sh, or with --jemalloc=PATH that library). They take turns, a few
+Every contender is a process of its own under the same allocator and XLA settings, those
+of launch/environment.sh, or with --jemalloc=PATH that library. They take turns, a few
 steps each: the speed of a machine drifts, so only the ratios of neighbouring turns are
 compared, and their median is what the last lines tell. A turn with other programs
 running measures those too: look at the spread.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -114,11 +115,9 @@ class Attention(nn.Module):
                 y = make_norm(c.qk_norm, c, name=f"{name}_norm", axis="head_dim")(y)
             projected.append(y)
         query, key, value = projected
-        if c.positions == "rope":
-            form = kernels.select_form(c.kernels)
-            query, key = (
-                kernels.rotate(x, *context.angles, form=form) for x in (query, key)
-            )
+        if context.angles is not None:
+            rotate = partial(kernels.rotate, form=kernels.select_form(c.kernels))
+            query, key = (rotate(x, *context.angles) for x in (query, key))
         return query, key, value
 
 

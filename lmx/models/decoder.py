@@ -130,10 +130,14 @@ def _scan(config: Architecture, repeats: int):
 
 
 def _unroll(config: Architecture, pattern, params: list, carry, context: Context):
-    """Returns the carry after one `Period` for each of `params`."""
+    """Returns the carry after one `Period` for each of `params`.
+
+    Under its own jit a period is traced once, not once for each layer.
+    """
     period = _body(config, prevent_cse=True)(config, pattern, parent=None)
+    apply = jax.jit(period.apply)
     for i, layer in enumerate(params):
-        carry, _ = period.apply({"params": layer}, carry, i, context)
+        carry, _ = apply({"params": layer}, carry, i, context)
     return carry
 
 

@@ -72,7 +72,7 @@ def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: S
     start = step or 0
     with (
         MetricsWriter(folder, writers=config.log.writers, start_step=start) as metrics,
-        Progress(config.steps, start) as progress,
+        Progress(config.steps, start, saved_age=checkpoints.age_seconds) as progress,
     ):
         watch = CompileWatch(say=progress.say)
         progress.status("compiling the training step")

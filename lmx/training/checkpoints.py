@@ -73,7 +73,7 @@ class Checkpoints:
         self._pending: concurrent.futures.Future[None] | None = None
         self._store: ArrayStore | None = None
         self._pool: concurrent.futures.ThreadPoolExecutor | None = None
-        self._safe_since = time.monotonic()
+        self._safe_since: float | None = None
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -256,12 +256,12 @@ class Checkpoints:
                 self._store.close()
                 self._store = None
 
-    def age_seconds(self) -> float:
-        """Returns how long ago the newest saved state was taken: work at risk.
+    def age_seconds(self) -> float | None:
+        """Returns how long ago the newest state that this object saved was taken.
 
-        Before the first save it counts from when this object was made.
+        That is the work at risk, None before the first save is whole on the disk.
         """
-        return time.monotonic() - self._safe_since
+        return None if self._safe_since is None else time.monotonic() - self._safe_since
 
     # Inside.
 

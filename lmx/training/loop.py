@@ -84,7 +84,6 @@ def train(state: TrainState, parts: Parts, config: ExperimentConfig) -> TrainSta
                 if due(step + 1, config.checkpoint.save_every_steps, stop):
                     record.flush()  # what a checkpoint has seen is on record
                     parts.checkpoints.save(step + 1, state)
-                    parts.progress.saved()
         except DivergedError:
             with contextlib.suppress(DivergedError):
                 record.flush()

@@ -85,8 +85,9 @@ def format_fields(values: Mapping[str, float]) -> dict[str, str]:
 class Progress:
     """Shows a run of `total_steps` that goes on from `start_step`.
 
-    `stream` is where it is shown, standard output unless given. Use it as a context
-    manager, or call `close`, so that a terminal gets its cursor back.
+    `stream` is where it is shown, standard output unless given, and `saved_age` tells
+    the seconds since the newest checkpoint, None for none. Use it as a context manager,
+    or call `close`, so that a terminal gets its cursor back.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Progress:
         start_step: int = 0,
         *,
         stream: TextIO | None = None,
+        saved_age: Callable[[], float | None] = lambda: None,
         plain_seconds: float = PLAIN_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -105,7 +107,7 @@ class Progress:
         self._plain_seconds = plain_seconds
         self._values: dict[str, float] = {}
         self._status = ""
-        self._saved: float | None = None
+        self._saved_age = saved_age
         self._printed = -math.inf
         self._printed_step = -1
         self._paces: collections.deque[tuple[float, int]] = collections.deque(
@@ -131,10 +133,6 @@ class Progress:
         if self._live is None and text and text != self._status:
             self._print(text)
         self._status = text
-
-    def saved(self) -> None:
-        """Starts the age of the newest checkpoint at zero."""
-        self._saved = self._clock()
 
     def say(self, text: str) -> None:
         """Prints `text` above the live line."""
@@ -190,9 +188,9 @@ class Progress:
 
     def _fields(self) -> dict[str, str]:
         fields = format_fields(self._values)
-        if self._saved is not None:
-            age = format_duration(self._clock() - self._saved)
-            fields["saved"] = f"saved {age} ago"
+        age = self._saved_age()
+        if age is not None:
+            fields["saved"] = f"saved {format_duration(age)} ago"
         if self._paces:
             eta = format_eta(self._pace(), self.total_steps - self.step)
             fields["eta"] = f"ETA {eta}"

@@ -143,18 +143,17 @@ def test_only_a_finished_run_shows_100_percent():
     assert "100%" in progress.plain_line()
 
 
-def test_checkpoint_age_grows_until_the_next_one():
-    progress, _ = run(1.0, 3)
+def test_the_age_of_the_checkpoint_is_shown_once_there_is_one():
+    ages = [None, 65.0]
+    progress, _ = run(1.0, 3, saved_age=lambda: ages[0])
     assert "saved" not in progress.plain_line()
-    progress.saved()
-    progress._clock.now += 65
+    ages.pop(0)
     assert "saved 1:05 ago" in progress.plain_line()
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 200])
 def test_the_live_line_fits_any_terminal(width):
-    progress, _ = run(1.0, 2000)
-    progress.saved()
+    progress, _ = run(1.0, 2000, saved_age=lambda: 5.0)
     line = progress.live_line(width)
     assert line.cell_len < max(width, 24)
     assert line.plain.startswith("step 2,000/2,000 100%")
@@ -199,14 +198,13 @@ def on_a_terminal(code, **environment):
 SHORT_RUN = """
     import time
     from lmx.training.progress import Progress
-    with Progress(40) as progress:
+    with Progress(40, saved_age=lambda: 7.0) as progress:
         progress.status("compiling")
         time.sleep(0.4)
         for step in range(1, 41):
             progress.update(step, {"train/loss": 4 / step, "perf/tokens_per_sec": 7e3})
             if step == 20:
                 progress.say("evaluated [1]")
-                progress.saved()
             time.sleep(0.02)
 """
 
