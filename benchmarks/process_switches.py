@@ -1,4 +1,4 @@
-"""What each switch of launch/environment.sh gives, one by one.
+"""What each switch of launch/environment.sh gives, and one more, one by one.
 
     python benchmarks/process_switches.py [--turns=5] [--jemalloc=PATH]
 
@@ -20,15 +20,14 @@ import time
 from contextlib import ExitStack
 
 import train_throughput
-from train_throughput import Contender
+from train_throughput import JEMALLOC, KEEP, KEEP_MEMORY, WIDE_VECTORS, Contender
 
-KEEP = "glibc.malloc.mmap_threshold=68719476736:glibc.malloc.trim_threshold=68719476736"
 SWITCHES = {
     "nothing": {},
     "keep-memory": {"GLIBC_TUNABLES": KEEP},
     "huge-pages": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
-    "both": {"GLIBC_TUNABLES": f"{KEEP}:glibc.malloc.hugetlb=1"},
-    "wide-vectors": {"XLA_FLAGS": "--xla_cpu_prefer_vector_width=512"},
+    "both": {"GLIBC_TUNABLES": KEEP_MEMORY},
+    "wide-vectors": {"XLA_FLAGS": WIDE_VECTORS},
     "one-thread-xla": {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"},
 }
 
@@ -76,7 +75,7 @@ def main() -> None:
     if options.jemalloc:
         switches["jemalloc"] = {
             "LD_PRELOAD": options.jemalloc,
-            "MALLOC_CONF": "thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1",
+            "MALLOC_CONF": JEMALLOC,
         }
     seconds = step_seconds(switches, options.turns)
     for name, times in seconds.items():

@@ -52,11 +52,11 @@ case ${args[0]-} in
 esac
 
 if [ -n "$dry_run" ]; then
-  before=$(env | cut -d = -f 1)
+  before=$(env)
   lmx_export
   for name in GLIBC_TUNABLES LD_PRELOAD MALLOC_CONF JAX_COMPILATION_CACHE_DIR \
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS TF_CPP_MIN_LOG_LEVEL GRPC_VERBOSITY; do
-    if [ -n "${!name+set}" ] && ! grep -qx "$name" <<<"$before"; then
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS TF_CPP_MIN_LOG_LEVEL GRPC_VERBOSITY XLA_FLAGS; do
+    if [ -n "${!name+set}" ] && ! grep -qxF "$name=${!name}" <<<"$before"; then
       printf '%s=%q ' "$name" "${!name}"
     fi
   done

@@ -55,6 +55,15 @@ class ModelConfig:
         "rope", "How the model knows token order."
     )
     rope_base: float = knob(10_000.0, "Base of the rotary frequencies.")
+    rope_scaling: Literal["linear", "llama3"] | None = knob(
+        None,
+        "Stretch the rotary wavelengths by rope_factor: all of them ('linear') or the "
+        "long ones ('llama3').",
+    )
+    rope_factor: float = knob(1.0, "How much longer the context became by scaling.")
+    rope_original_length: int | None = knob(
+        None, "Context that 'llama3' scaling starts from."
+    )
     norm: Literal["rmsnorm", "layernorm"] = knob("rmsnorm", "Normalisation layer.")
     norm_position: Literal["pre", "post"] = knob(
         "pre", "Normalise each sublayer's input ('pre') or its sum with it ('post')."
@@ -101,8 +110,8 @@ class ModelConfig:
     )
     kernels: Literal["auto", "cpu", "xla"] = knob(
         "auto",
-        "Form of products and attention: plain XLA, forms that are fast on CPU, or "
-        "chosen by the platform.",
+        "Form of products, rotation and attention: plain XLA, forms that are fast on "
+        "CPU, or chosen by the platform.",
     )
 
 
@@ -198,7 +207,7 @@ class OptimConfig:
     clip_norm: float | None = knob(1.0, "Global gradient norm that is not exceeded.")
     accumulate_steps: int | None = knob(
         None,
-        "Micro-batches that one step is cut into (None: one, on CPU a few).",
+        "Micro-batches that one step is cut into (None: one; a few for CPU kernels).",
     )
     ema_decay: float | None = knob(
         None, "Decay of an average of the weights, used by evaluation and generation."

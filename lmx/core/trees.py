@@ -9,7 +9,7 @@ model has.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lmx.core.errors import UserError
@@ -28,6 +28,18 @@ def flatten_with_names(tree: Any) -> list[tuple[str, Any]]:
 
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [(_name(path), leaf) for path, leaf in leaves]
+
+
+def nest(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dictionaries from names joined by "/"."""
+    root: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *folders, last = name.split("/")
+        node = root
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = leaf
+    return root
 
 
 def map_with_names(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -65,7 +65,7 @@ class Decoder(nn.Module):
             positions = jnp.broadcast_to(row, tokens_BL.shape)
         angles = None
         if c.positions == "rope":
-            angles = rotary_angles(positions, head_dim=c.head_dim, base=c.rope_base)
+            angles = rotary_angles(positions, c)
         context = Context(positions, segment_ids, angles)
         x_BLD = self._embed(tokens_BL, positions)
         written = {}
@@ -132,7 +132,7 @@ def _scan(config: Architecture, repeats: int):
 def _unroll(config: Architecture, pattern, params: list, carry, context: Context):
     """Returns the carry after one `Period` for each of `params`.
 
-    Under its own jit a period is traced once, not once for each layer.
+    Under its own jit a period is traced once for a call of this, not once a layer.
     """
     period = _body(config, prevent_cse=True)(config, pattern, parent=None)
     apply = jax.jit(period.apply)
@@ -157,11 +157,12 @@ def unstack(tree, count: int) -> list:
     array of the whole stack's size for each of them. A loop over these is 1.6 times as
     fast on CPU as an unrolled scan, which also stacks what the backward pass needs.
     """
-    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(count)]
+    return _unstack_forward(tree, count)[0]
 
 
 def _unstack_forward(tree, count):
-    return unstack(tree, count), None
+    # Not by `unstack`: Sophia differentiates this forward, which it could not.
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(count)], None
 
 
 def _unstack_backward(count, _, gradients):

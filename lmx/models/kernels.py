@@ -3,7 +3,7 @@
 Form 'xla' is plain `dot_general`, which GPU and TPU compilers know best. Form 'cpu'
 computes the same values in shapes that XLA's CPU compiler runs fast; its gain is in the
 backward pass, where products contract the rows of both operands. Nothing outside this
-file asks which backend it runs on.
+file asks which backend it runs on, but for the loop over layers (`decoder.py`).
 
 What makes a CPU form, measured with `benchmarks/train_throughput.py`:
 
@@ -44,7 +44,9 @@ def select_form(kernels: str) -> Form:
 
 
 def micro_batches(rows: int, tokens: int, *, form: str) -> int:
-    """Returns how many pieces to cut a batch of `tokens` into, a divisor of `rows`.
+    """Returns how many pieces to cut a batch of `tokens` into.
+
+    A divisor of `rows`, those of one device; `tokens` are of all.
 
     On CPU about 1,024 tokens go to each core, so that activations stay in its cache;
     larger pieces wait for memory, smaller ones for the sums of gradients. Elsewhere
@@ -52,8 +54,15 @@ def micro_batches(rows: int, tokens: int, *, form: str) -> int:
     """
     if form == "xla":
         return 1
-    most = tokens // (1024 * (os.cpu_count() or 1))
+    most = tokens // (1024 * _cores())
     return next(n for n in range(max(1, min(most, rows)), 0, -1) if rows % n == 0)
+
+
+def _cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def matmul(
@@ -113,7 +122,7 @@ def _product(a, b, contract, dtype: DTypeLike, form: str) -> jax.Array:
 
 
 def _turn(x: jax.Array) -> jax.Array:
-    """Returns x [..., C] as [C, R] in a way that is not folded into a product.
+    """Returns x [..., C] as [C, R], for even R not to be folded into a product.
 
     The axes are turned as they came: joined first, each element would cost a division
     to find its place, six times the time.

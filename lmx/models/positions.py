@@ -12,16 +12,41 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lmx.core.schema import Architecture
 
-def rotary_angles(positions_BL: jnp.ndarray, *, head_dim: int, base: float):
-    """Returns cos and sin, float32 [B, L, 1, H], of position · base^(−2i/H).
+# Llama 3.1 stretches wavelengths above original_length / 1 and keeps those below
+# original_length / 4; between them it blends.
+LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
 
-    Su et al. 2021 (arXiv:2104.09864), eq. 15; entries i and i + H/2 are equal, as
-    published Llama-style weights pair halves rather than neighbours. The barrier keeps
-    the compiler from computing them again wherever they are used.
+
+def rotary_frequencies(config: Architecture) -> np.ndarray:
+    """Returns the radians a position turns each pair by, float64 [H / 2].
+
+    base^(−2i/H) (Su et al. 2021, arXiv:2104.09864, eq. 15); 'linear' scaling divides
+    all by the factor (Chen et al. 2023, arXiv:2306.15595), 'llama3' those that turn
+    less than once or so in the original context (Llama 3.1's published code).
     """
-    frequencies = base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    frequencies = np.tile(frequencies, 2).astype(np.float32)
+    H = config.head_dim
+    frequencies = config.rope_base ** (-np.arange(0, H, 2, dtype=np.float64) / H)
+    if config.rope_scaling is None:
+        return frequencies
+    slow = frequencies / config.rope_factor
+    if config.rope_scaling == "linear":
+        return slow
+    assert config.rope_original_length is not None
+    turns = config.rope_original_length * frequencies / (2 * math.pi)
+    keep = np.clip((turns - LLAMA3_LOW) / (LLAMA3_HIGH - LLAMA3_LOW), 0, 1)
+    return keep * frequencies + (1 - keep) * slow
+
+
+def rotary_angles(positions_BL: jnp.ndarray, config: Architecture):
+    """Returns cos and sin, float32 [B, L, 1, H], of position · frequency.
+
+    Entries i and i + H/2 are equal, as published Llama-style weights pair halves rather
+    than neighbours. The barrier keeps the compiler from computing them again wherever
+    they are used.
+    """
+    frequencies = np.tile(rotary_frequencies(config), 2).astype(np.float32)
     angles = positions_BL[:, :, None, None] * frequencies
     return lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
 

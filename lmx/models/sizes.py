@@ -206,6 +206,13 @@ def _check(c: Architecture, *, heads_divide: bool) -> None:
         raise UserError(
             f"model.head_dim={c.head_dim} must be even for model.positions='rope'"
         )
+    if c.rope_scaling == "llama3" and (c.rope_original_length or 0) < 1:
+        raise UserError(
+            f"model.rope_original_length={c.rope_original_length} must be the context "
+            "before scaling: model.rope_scaling is 'llama3'"
+        )
+    if not c.rope_factor > 0:
+        raise UserError(f"model.rope_factor={c.rope_factor} must be above 0")
     if not c.pattern:
         raise UserError("model.pattern=() names no mixer; write ('attention',)")
     if "window" in c.pattern and (c.window is None or c.window < 1):

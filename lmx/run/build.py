@@ -57,6 +57,18 @@ class Experiment:
             "data": self.corpus.train.digest,
         }
 
+    @property
+    def micro_batches(self) -> int:
+        """The number of pieces that a step's batch is cut into."""
+        if self.config.optim.accumulate_steps is not None:
+            return self.config.optim.accumulate_steps
+        rows = self.config.data.batch_size
+        return micro_batches(
+            rows // self.partition.batch_parts,
+            rows * self.model.context_length,
+            form=select_form(self.model.kernels),
+        )
+
     def init(self) -> TrainState:
         """Returns the first state, initialised on the devices it belongs to."""
         make = partial(
@@ -70,15 +82,8 @@ class Experiment:
 
     def step_function(self) -> Callable:
         """Returns the training step to call: jit over the mesh, or pmap."""
-        optim = self.config.optim
-        if optim.accumulate_steps is None:
-            rows = self.config.data.batch_size
-            pieces = micro_batches(
-                rows // self.partition.batch_parts,
-                rows * self.model.context_length,
-                form=select_form(self.model.kernels),
-            )
-            optim = dataclasses.replace(optim, accumulate_steps=pieces)
+        pieces = self.micro_batches
+        optim = dataclasses.replace(self.config.optim, accumulate_steps=pieces)
         step = partial(
             train_step,
             objective=self.objective,

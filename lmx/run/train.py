@@ -270,7 +270,11 @@ def describe(experiment, say: Say) -> None:
         f"{epochs:.2f} epochs"
     )
     shape = " · ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1)
-    say(f"devices {mesh.size} × {devices}{f' ({shape})' if shape else ''}")
+    pieces = experiment.micro_batches
+    say(
+        f"devices {mesh.size} × {devices}{f' ({shape})' if shape else ''}"
+        f"{f', {pieces} micro-batches a step' if pieces > 1 else ''}"
+    )
 
 
 def read_summary(folder: Path) -> dict | None:

@@ -120,18 +120,6 @@ def item_of(name: str) -> str:
     return first if first in ("params", "ema") else "train"
 
 
-def nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested dictionaries from names joined by "/"."""
-    root: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *folders, last = name.split("/")
-        node = root
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = leaf
-    return root
-
-
 def misfit(wanted: Mapping[str, Any], saved: Shapes) -> str | None:
     """Returns in words the first leaf that differs from what was saved, or None."""
     for name, leaf in wanted.items():

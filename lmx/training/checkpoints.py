@@ -18,8 +18,8 @@ from typing import Any, Literal, TypeVar
 
 from lmx.core.errors import CheckpointError, UserError
 from lmx.core.schema import CheckpointConfig
-from lmx.core.trees import flatten_with_names
-from lmx.training.array_store import ArrayStore, item_of, misfit, nest, state_digest
+from lmx.core.trees import flatten_with_names, nest
+from lmx.training.array_store import ArrayStore, item_of, misfit, state_digest
 from lmx.training.manifest import write_manifest
 from lmx.training.step_folders import StepFolders
 

@@ -129,6 +129,11 @@ def test_a_switch_that_the_user_has_set_stays(machine):
     assert "JAX_COMPILATION_CACHE_DIR=" in result.stdout
     assert "TF_CPP_MIN_LOG_LEVEL" not in result.stdout
     assert "GLIBC_TUNABLES" not in result.stdout
+    added = machine.run("launch/local.sh", "--dry-run", "train", XLA_FLAGS="--own=1")
+    assert r"XLA_FLAGS=--own=1\ --xla_cpu_prefer_vector_width=512 " in added.stdout
+    kept = "--xla_cpu_prefer_vector_width=256"
+    result = machine.run("launch/local.sh", "--dry-run", "train", XLA_FLAGS=kept)
+    assert "XLA_FLAGS" not in result.stdout
 
 
 @pytest.mark.parametrize("form", ["--config={}", "--config {}"])

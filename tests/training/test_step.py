@@ -332,6 +332,18 @@ def test_every_optimizer_lowers_the_loss_in_the_real_step(name, pieces):
         assert sums["loss"] / sums["weight"] < 0.95 * losses[0]
 
 
+def test_sophia_takes_a_step_through_unrolled_layers():
+    model = dataclasses.replace(MODEL, num_layers=2, layer_loop="unroll", kernels="cpu")
+    config = dataclasses.replace(ADAM, **OPTIMIZED["sophia"])
+    optimizer = make_optimizer(config, steps=100)
+    objective = NextToken(model, ObjectiveConfig())
+    state = init_state(jax.random.key(0), Decoder(model), optimizer, config)
+    step = partial(train_step, objective=objective, optimizer=optimizer, config=config)
+    _, metrics = jax.jit(step, compiler_options=QUICKLY)(state, random_batch(5))
+    assert np.isfinite(metrics["loss"])
+    assert metrics["skipped"] == 0
+
+
 def test_sophia_in_micro_batches_is_sophia_on_the_whole_batch():
     config = dataclasses.replace(ADAM, **OPTIMIZED["sophia"])
     states = [initial(config), initial(config)]
