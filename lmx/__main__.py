@@ -21,6 +21,9 @@ from lmx.core.errors import (
 COMMANDS = {
     "train": ("lmx.run.train_command", "train an experiment, or go on with one"),
     "generate": ("lmx.run.generate_command", "continue prompts with a trained model"),
+    "import": ("lmx.run.import_command", "make a workdir of a published model"),
+    "chat": ("lmx.run.chat_command", "talk to a model"),
+    "export": ("lmx.run.export_command", "write a model for transformers or llama.cpp"),
     "config": ("lmx.run.config_command", "show, compare and explain options"),
 }
 HELP = """lmx: the whole life of a language model, in JAX

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from lmx.core import config as configs
 from lmx.core.errors import CheckpointError, DataError, UserError
-from lmx.core.schema import ExperimentConfig
+from lmx.core.schema import ExperimentConfig, ModelConfig
 from lmx.generate.decode import Generator
 from lmx.generate.sampling import SamplingConfig
 from lmx.generate.text import complete, stream
+from lmx.inputs.chat import ChatTemplate
 from lmx.inputs.tokenizers import Tokenizer
 from lmx.models.sizes import resolve
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+
+TEMPLATE = "tokenizer/chat_template.jinja"  # in a workdir
 
 
 class LanguageModel:
@@ -30,16 +35,25 @@ class LanguageModel:
       params: nested dict of arrays, named as in checkpoints.
       tokenizer: text ↔ token ids.
       step: the training step of the weights.
+      chat_template: the Jinja text that makes a prompt of a conversation, or None.
     """
 
     def __init__(
-        self, config: ExperimentConfig, params: Any, tokenizer: Tokenizer, *, step: int
+        self,
+        config: ExperimentConfig,
+        params: Any,
+        tokenizer: Tokenizer,
+        *,
+        step: int = 0,
+        chat_template: str | None = None,
     ):
         self.config = config
         self.model = model = resolve(config.model)
         self.params = params
         self.tokenizer = tokenizer
         self.step = step
+        self.chat_template = chat_template
+        self._template: ChatTemplate | None = None
         self._generator = Generator(
             model,
             params,
@@ -66,10 +80,74 @@ class LanguageModel:
         texts = [completion.text for completion in done]
         return texts[0] if isinstance(prompt, str) else texts
 
-    def stream(self, prompt: str, **sampling: Any) -> Iterator[str]:
+    def stream(self, prompt: str | Sequence[int], **sampling: Any) -> Iterator[str]:
         """Yields what follows the prompt piece by piece, as it is written."""
         settings = sampling_config(sampling)
         yield from stream(self._generator, self.tokenizer, prompt, settings)
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **sampling: Any) -> str:
+        """Returns the reply to a conversation.
+
+        `messages` are {"role": "user" | "assistant" | "system", "content": text};
+        `sampling` is that of `generate`.
+
+        Raises:
+          UserError: the model has no chat template, or the template refuses.
+        """
+        return "".join(self.stream(self.chat_prompt(messages), **sampling))
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Returns the token ids with which a conversation asks for a reply."""
+        if self.chat_template is None:
+            raise UserError(
+                "this model has no chat template; import one that was tuned to chat, "
+                "or use generate"
+            )
+        if self._template is None:
+            tokenizer = self.tokenizer
+            self._template = ChatTemplate(
+                self.chat_template,
+                bos_token=tokenizer.token(tokenizer.bos_id) or "",
+                eos_token=tokenizer.token(tokenizer.eos_id) or "",
+            )
+        return self.tokenizer.encode_markup(self._template.render(messages))
+
+    def logprobs(self, text: str) -> np.ndarray:
+        """Returns float32 [L]: log p of each token of `text` after those before it.
+
+        The first token counts where the tokenizer begins texts with one of its own.
+        """
+        ids = [*self.tokenizer.prefix_ids, *self.tokenizer.encode(text)]
+        if len(ids) < 2:
+            return np.zeros(0, np.float32)
+        logits_LV = self.logits(ids[:-1])
+        top_L = logits_LV.max(axis=-1)
+        log_z_L = top_L + np.log(np.exp(logits_LV - top_L[:, None]).sum(axis=-1))
+        return logits_LV[np.arange(len(ids) - 1), ids[1:]] - log_z_L
+
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        to: Literal["hf", "gguf"] = "hf",
+        dtype: str = "float32",
+    ) -> Path:
+        """Writes the model in a published format and returns where it is.
+
+        'hf' makes a directory for Hugging Face transformers, 'gguf' a file
+        `model.gguf` in it for llama.cpp. See `lmx.interop.export.export`.
+        """
+        from lmx.interop.export import export
+
+        return export(
+            directory,
+            to=to,
+            dtype=dtype,
+            model=self.model,
+            params=self.params,
+            tokenizer=self.tokenizer,
+            chat_template=self.chat_template,
+        )
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
         """Returns float32 [L, V]: the scores of the token after each of `token_ids`.
@@ -121,20 +199,48 @@ def sampling_config(values: dict[str, Any]) -> SamplingConfig:
     return SamplingConfig(**values)
 
 
-def load(workdir: str | Path, *, step: int | None = None) -> LanguageModel:
-    """Returns the model that was trained in `workdir`.
+def load(name: str | Path, *, step: int | None = None) -> LanguageModel:
+    """Returns a model: of a workdir, or a published one.
 
-    The newest checkpoint that verifies is used, or that of `step`; averaged weights
-    are preferred where the run kept them.
+    `name` is the workdir of a run or an import, a Hugging Face directory, a `.gguf`
+    file or a Hub name. Of a workdir the newest checkpoint that verifies is used, or
+    that of `step`; averaged weights are preferred where the run kept them.
 
     Raises:
-      UserError: `workdir` holds no run.
-      CheckpointError: it holds no checkpoint that can be used.
-      DataError: its tokenizer is not the one that the checkpoint was trained with.
+      UserError: there is no model of this name.
+      CheckpointError: a workdir holds no checkpoint that can be used.
+      DataError: its tokenizer is not the one that the checkpoint was trained with, or
+        a published file is damaged.
     """
+    folder = Path(name)
+    if (folder / "checkpoints").is_dir() or (folder / "tokenizer").is_dir():
+        return _load_workdir(folder, step)
+    from lmx.interop.pretrained import open_pretrained
+
+    if folder.is_dir() and not (folder / "config.json").exists():
+        raise UserError(
+            f"{folder} holds no run and no published model; train one there with "
+            f"lmx train --workdir={folder}"
+        )
+    found = open_pretrained(name)
+    return LanguageModel(
+        imported_config(found.model),
+        found.params(),
+        found.tokenizer,
+        chat_template=found.chat_template,
+    )
+
+
+def imported_config(model: ModelConfig) -> ExperimentConfig:
+    """Returns an experiment's config around the model options of an imported model."""
+    names = ModelConfig.__dataclass_fields__
+    options = ModelConfig(**{name: getattr(model, name) for name in names})
+    return dataclasses.replace(ExperimentConfig(), model=options)
+
+
+def _load_workdir(folder: Path, step: int | None) -> LanguageModel:
     from lmx.training.checkpoints import Checkpoints
 
-    folder = Path(workdir)
     try:
         config = configs.from_json((folder / "config.json").read_text(encoding="utf8"))
     except (OSError, ValueError) as error:
@@ -157,7 +263,14 @@ def load(workdir: str | Path, *, step: int | None = None) -> LanguageModel:
                 "restore the folder from the run that trained it"
             )
         params = checkpoints.restore_params(step)
-    return LanguageModel(config, params, tokenizer, step=step)
+    template = folder / TEMPLATE
+    return LanguageModel(
+        config,
+        params,
+        tokenizer,
+        step=step,
+        chat_template=template.read_text("utf8") if template.exists() else None,
+    )
 
 
 def train(config: ConfigDict | ExperimentConfig, workdir: str | Path) -> LanguageModel:

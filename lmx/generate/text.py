@@ -37,12 +37,13 @@ class Completion:
 def complete(
     generator: Generator,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     sampling: SamplingConfig,
 ) -> list[Completion]:
     """Returns the continuation of each prompt; prompt i draws from random stream i.
 
-    Any number of prompts: they are taken `generator.max_batch` at a time.
+    A prompt is text, or token ids that are taken as they are. Any number of them: they
+    go `generator.max_batch` at a time.
     """
     if isinstance(prompts, str):
         raise UserError(
@@ -78,10 +79,12 @@ def complete(
 def stream(
     generator: Generator,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     sampling: SamplingConfig,
 ) -> Iterator[str]:
     """Yields the continuation of a prompt in pieces that join to `complete`'s text.
+
+    A prompt is text, or token ids that are taken as they are.
 
     The first calls of the decode loop are short, so that the first word comes early.
     """
@@ -97,9 +100,16 @@ def stream(
         yield last
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[str]) -> list[list[int]]:
-    """Returns the token ids of each prompt, as a document of training begins."""
-    return [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch(list(prompts))]
+def encode_prompts(
+    tokenizer: Tokenizer, prompts: Sequence[str | Sequence[int]]
+) -> list[list[int]]:
+    """Returns the token ids of each prompt: text begins as a document of training."""
+    return [
+        [*tokenizer.prefix_ids, *tokenizer.encode(prompt)]
+        if isinstance(prompt, str)
+        else list(prompt)
+        for prompt in prompts
+    ]
 
 
 def _advance(session: Session, writers: list[_Writer], steps: int | None = None):

@@ -75,6 +75,8 @@ class Tokenizer:
         self.eos_id: int = meta["eos_id"]
         self.pad_id: int = meta["pad_id"]
         self.unk_id: int | None = meta["unk_id"]
+        # What a text begins with: BOS, but for some tokenizers made elsewhere.
+        self.prefix_ids: tuple[int, ...] = tuple(meta.get("prefix_ids", [self.bos_id]))
         # Ids may have gaps in tokenizers made elsewhere.
         ids = backend.get_vocab(with_added_tokens=True).values()
         self.vocab_size: int = 1 + max(ids, default=-1)
@@ -82,7 +84,10 @@ class Tokenizer:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Returns the sha256 (hex) of all that decides how text becomes ids."""
-        special = [self.kind, self.bos_id, self.eos_id, self.pad_id, self.unk_id]
+        special: list[Any] = [self.kind, self.bos_id, self.eos_id, self.pad_id]
+        special.append(self.unk_id)
+        if self.prefix_ids != (self.bos_id,):
+            special.append(self.prefix_ids)
         text = json.dumps([json.loads(self._content), special], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -129,6 +134,26 @@ class Tokenizer:
         )
         return [encoding.ids for encoding in encodings]
 
+    def encode_markup(self, text: str) -> list[int]:
+        """Returns the ids of text in which special tokens are spelled out.
+
+        For prompts that a chat template made; what a user typed is for `encode`.
+        """
+        _refuse_surrogates(text)
+        import tokenizers
+
+        backend = tokenizers.Tokenizer.from_str(self._content)
+        return backend.encode(text, add_special_tokens=False).ids
+
+    def token(self, index: int) -> str | None:
+        """Returns the name of an id in the vocabulary, None if it has none."""
+        return self._backend.id_to_token(index)
+
+    @property
+    def content(self) -> str:
+        """Returns the text of its tokenizer.json."""
+        return self._content
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`; special tokens vanish, broken UTF-8 is U+FFFD."""
         ids = [int(index) for index in ids]
@@ -157,6 +182,7 @@ class Tokenizer:
             "eos_id": self.eos_id,
             "pad_id": self.pad_id,
             "unk_id": self.unk_id,
+            "prefix_ids": list(self.prefix_ids),
             "fingerprint": self.fingerprint,
         }
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -49,6 +50,35 @@ class Parser(argparse.ArgumentParser):
                 f"unknown argument {unknown[0]!r}{did_you_mean(name, known)}"
             )
         return options, overrides
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that decide how tokens are drawn."""
+    add = parser.add_argument
+    add("--temperature", type=float, help="0 is greedy (default 0.7)")
+    add("--top_k", "--top-k", type=int, help="keep the k most probable tokens")
+    add("--top_p", "--top-p", type=float, help="keep this share of probability")
+    add("--min_p", "--min-p", type=float, help="drop below this share of the best")
+    add(
+        "--repetition_penalty",
+        "--repetition-penalty",
+        type=float,
+        help="above 1 avoids tokens already there",
+    )
+    add("--max_new_tokens", "--max-new-tokens", type=int, help="(default 128)")
+    add("--stop", action="append", default=[], help="end at this text; may be repeated")
+    add("--seed", type=int, help="decides the draws (default 0)")
+
+
+def chosen_sampling(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the sampling options that were given, by name."""
+    names = (
+        *("temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
+        *("max_new_tokens", "seed"),
+    )
+    chosen = {name: getattr(options, name) for name in names}
+    sampling = {name: value for name, value in chosen.items() if value is not None}
+    return {**sampling, "stop": tuple(options.stop)}
 
 
 def experiment_config(spec: str, overrides: Sequence[tuple[str, str]]) -> ConfigDict:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from lmx.core.errors import DONE, DataError, UserError
-from lmx.run.arguments import Parser
+from lmx.run.arguments import Parser, add_sampling, chosen_sampling
 
 EXAMPLE = """example:
   lmx generate --workdir=runs/quickstart --prompt="def "
@@ -29,13 +29,7 @@ def main(argv: list[str]) -> int:
 
     from lmx.api import load, sampling_config
 
-    names = (
-        *("temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
-        *("max_new_tokens", "seed"),
-    )
-    chosen = {name: getattr(options, name) for name in names}
-    sampling = {name: value for name, value in chosen.items() if value is not None}
-    sampling["stop"] = tuple(options.stop)
+    sampling = chosen_sampling(options)
     sampling_config(sampling)  # a wrong value is reported before anything is loaded
     model = load(options.workdir, step=options.step)
     if options.prompts is None and not options.json:
@@ -73,19 +67,7 @@ def parser() -> Parser:
         metavar="FILE",
         help="one prompt a line, or .jsonl with a 'prompt' field; all in one batch",
     )
-    add("--temperature", type=float, help="0 is greedy (default 0.7)")
-    add("--top_k", "--top-k", type=int, help="keep the k most probable tokens")
-    add("--top_p", "--top-p", type=float, help="keep this share of probability")
-    add("--min_p", "--min-p", type=float, help="drop below this share of the best")
-    add(
-        "--repetition_penalty",
-        "--repetition-penalty",
-        type=float,
-        help="above 1 avoids tokens already there",
-    )
-    add("--max_new_tokens", "--max-new-tokens", type=int, help="(default 128)")
-    add("--stop", action="append", default=[], help="end at this text; may be repeated")
-    add("--seed", type=int, help="decides the draws (default 0)")
+    add_sampling(parser)
     add("--step", type=int, help="checkpoint to use (default: the newest)")
     add(
         "--json",

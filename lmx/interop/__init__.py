@@ -1,0 +1,1 @@
+"""Models of other projects: their files, names and tokenizers, read and written."""

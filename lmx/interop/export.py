@@ -1,0 +1,124 @@
+"""A model in a published format: a Hugging Face directory, or a GGUF file.
+
+What is written appears whole or not at all: a directory is filled beside its place and
+renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmx.core.errors import StorageError, UserError, pick
+from lmx.core.schema import Architecture
+from lmx.inputs.tokenizers import Tokenizer
+from lmx.interop.gguf_config import write_gguf_config
+from lmx.interop.gguf_tokenizer import tokenizer_metadata
+from lmx.interop.gguf_writer import write_gguf
+from lmx.interop.hf_config import FAMILIES, write_config
+from lmx.interop.safetensors_file import DTYPES, write_safetensors
+from lmx.interop.weights import published
+
+FORMATS = ("hf", "gguf")
+GGUF_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
+HF_DTYPES = {
+    str(dtype): dtype for dtype in (DTYPES["F32"], DTYPES["F16"], DTYPES["BF16"])
+}
+
+
+def export(
+    directory: str | os.PathLike[str],
+    *,
+    to: str,
+    dtype: str,
+    model: Architecture,
+    params: Any,
+    tokenizer: Tokenizer,
+    chat_template: str | None,
+) -> Path:
+    """Writes a model into the new folder `directory` and returns what was written.
+
+    `dtype` is that of the weights: float32, float16 or bfloat16, for GGUF also int8
+    (Q8_0).
+
+    Raises:
+      UserError: the folder is not empty, the format cannot express the model, or the
+        dtype is unknown.
+      StorageError: it cannot be written; nothing is left of it.
+    """
+    if to not in FORMATS:
+        pick(dict.fromkeys(FORMATS), to, "export format")
+    folder = Path(directory).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already; choose a new folder to export to")
+    staged = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        staged.mkdir(parents=True)
+        write = _write_directory if to == "hf" else _write_gguf
+        write(staged, dtype, model, params, tokenizer, chat_template)
+        if folder.exists():
+            folder.rmdir()
+        staged.rename(folder)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {folder} ({error.strerror}); free some space or choose "
+            "another folder"
+        ) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return folder if to == "hf" else folder / "model.gguf"
+
+
+def _write_directory(folder: Path, dtype, model, params, tokenizer, template) -> None:
+    family, config = write_config(model)
+    number = pick(HF_DTYPES, dtype, "dtype of an export to hf")
+    ids = {
+        f"{n}_token_id": getattr(tokenizer, f"{n}_id") for n in ("bos", "eos", "pad")
+    }
+    if not tokenizer.prefix_ids and tokenizer.bos_id == tokenizer.eos_id:
+        ids["bos_token_id"] = None
+    _write_json(folder / "config.json", {**config, **ids, "torch_dtype": dtype})
+    _write_json(folder / "generation_config.json", ids)
+    write_safetensors(folder, published(model, FAMILIES[family].rows, params), number)
+    (folder / "tokenizer.json").write_text(tokenizer.content, encoding="utf8")
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": model.context_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    for name, index in ids.items():
+        if index is not None:
+            settings[name.removesuffix("_id")] = tokenizer.token(index)
+    if template is not None:
+        settings["chat_template"] = template
+        (folder / "chat_template.jinja").write_text(template, encoding="utf8")
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _write_gguf(folder: Path, dtype, model, params, tokenizer, template) -> None:
+    kind = pick(GGUF_KINDS, dtype, "dtype of an export to gguf")
+    metadata, rows = write_gguf_config(model)
+    ids = {
+        f"{n}_id": getattr(tokenizer, f"{n}_id") for n in ("bos", "eos", "pad", "unk")
+    }
+    ids["add_bos"] = bool(tokenizer.prefix_ids)
+    metadata |= tokenizer_metadata(tokenizer.content, ids, vocab_size=model.vocab_size)
+    if template is not None:
+        metadata["tokenizer.chat_template"] = template
+
+    def wide(make):
+        return lambda: np.asarray(make(), np.float32)
+
+    tensors = [
+        (n, shape, wide(make)) for n, shape, make in published(model, rows, params)
+    ]
+    write_gguf(folder / "model.gguf", metadata, tensors, kind)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf8")

@@ -1,0 +1,123 @@
+"""Model options from the metadata of a GGUF file, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from lmx.core.errors import UserError, pick
+from lmx.core.schema import Architecture, ModelConfig
+from lmx.interop.gguf_file import GGUFFile
+from lmx.interop.hf_config import write_config
+from lmx.interop.names import GGUF_GPT2, GGUF_LLAMA, GGUF_QWEN, Row
+
+# general.architecture → names of tensors, and the options that it stands for.
+ARCHITECTURES: dict[str, tuple[Sequence[Row], dict[str, Any]]] = {
+    "llama": (GGUF_LLAMA, {}),
+    "qwen2": (GGUF_QWEN, {"biases": "qkv"}),
+    "qwen3": (GGUF_QWEN, {"qk_norm": "rmsnorm"}),
+    "gpt2": (
+        GGUF_GPT2,
+        {"positions": "learned", "norm": "layernorm", "mlp": "gelu", "biases": "all"},
+    ),
+}
+# What a file may say of a model besides, without changing what it computes.
+HARMLESS = ("vocab_size", "attention.value_length", "rope.dimension_count")
+
+
+def read_gguf_config(file: GGUFFile) -> tuple[ModelConfig, Sequence[Row]]:
+    """Returns the model options of a file and the names of its tensors.
+
+    Raises:
+      UserError: an architecture or a key cannot be expressed; it is named.
+    """
+    kind = str(file.metadata.get("general.architecture"))
+    rows, fixed = pick(ARCHITECTURES, kind, f"{file.path}: general.architecture")
+    left = {
+        key.removeprefix(f"{kind}."): value
+        for key, value in file.metadata.items()
+        if key.startswith(f"{kind}.")
+    }
+
+    def take(key: str, default: Any = None) -> Any:
+        value = left.pop(key, default)
+        if value is None:
+            raise UserError(f"{file.path} lacks the key {kind}.{key}")
+        return value
+
+    heads, width = take("attention.head_count"), take("embedding_length")
+    tables = file.tensors
+    if "token_embd.weight" not in tables:
+        raise UserError(f"{file.path} lacks the tensor token_embd.weight")
+    head_dim = take("attention.key_length", width // heads)
+    epsilon = "layer_norm_epsilon" if kind == "gpt2" else "layer_norm_rms_epsilon"
+    options = {
+        "vocab_size": tables["token_embd.weight"].shape[0],
+        "context_length": take("context_length"),
+        "width": width,
+        "num_layers": take("block_count"),
+        "num_heads": heads,
+        "num_kv_heads": take("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "mlp_dim": take("feed_forward_length"),
+        # Stored in 32 bits: 1e-5 comes back as 9.99999974e-06.
+        "norm_epsilon": float(f"{float(take(f'attention.{epsilon}')):.6g}"),
+        "rope_base": float(take("rope.freq_base", 10_000.0)),
+        "head": "untied" if "output.weight" in tables else "tied",
+        **fixed,
+    }
+    scaling = take("rope.scaling.type", "none")
+    if scaling == "linear":
+        options["rope_scaling"] = "linear"
+        options["rope_factor"] = float(take("rope.scaling.factor"))
+    elif scaling != "none":
+        raise UserError(
+            f"{file.path}: rope.scaling.type={scaling!r} cannot be imported; lmx can "
+            "express 'linear'"
+        )
+    for key, value in left.items():
+        fine = key != "rope.dimension_count" or value == head_dim
+        if key not in HARMLESS or not fine:
+            raise UserError(
+                f"{file.path}: {kind}.{key}={value!r:.60} cannot be imported; lmx does "
+                "not know this key"
+            )
+    return dataclasses.replace(ModelConfig(), **options), rows
+
+
+def write_gguf_config(m: Architecture) -> tuple[dict[str, Any], Sequence[Row]]:
+    """Returns the metadata that describes `m`, and the names of its tensors.
+
+    Raises:
+      UserError: no architecture expresses it.
+    """
+    kind, _ = write_config(m)
+    if kind not in ARCHITECTURES or m.rope_scaling not in (None, "linear"):
+        raise UserError(
+            f"model.rope_scaling={m.rope_scaling!r} of the family {kind!r} cannot be "
+            "written to GGUF; export to hf"
+        )
+    rows, _ = ARCHITECTURES[kind]
+    epsilon = "layer_norm_epsilon" if kind == "gpt2" else "layer_norm_rms_epsilon"
+    values: dict[str, Any] = {
+        "context_length": m.context_length,
+        "embedding_length": m.width,
+        "block_count": m.num_layers,
+        "feed_forward_length": m.mlp_dim,
+        "attention.head_count": m.num_heads,
+        "attention.head_count_kv": m.num_kv_heads,
+        f"attention.{epsilon}": m.norm_epsilon,
+        "vocab_size": m.vocab_size,
+    }
+    if m.positions == "rope":
+        values |= {
+            "rope.freq_base": m.rope_base,
+            "rope.dimension_count": m.head_dim,
+            "attention.key_length": m.head_dim,
+            "attention.value_length": m.head_dim,
+        }
+    if m.rope_scaling == "linear":
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": m.rope_factor}
+    metadata = {f"{kind}.{key}": value for key, value in values.items()}
+    return {"general.architecture": kind, **metadata}, rows

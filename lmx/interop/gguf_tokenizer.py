@@ -1,0 +1,394 @@
+"""The tokenizer inside a GGUF file ↔ the text of a tokenizer.json.
+
+    tokenizer.ggml.model   what it is                                     read  written
+    gpt2                   byte-level merges, split as ...ggml.pre says   yes   yes
+    llama                  SentencePiece merges by score, byte fallback   yes   no
+
+A pre-tokenizer that is not known here is refused: a guess would give other ids than the
+model was trained on, and nothing would say so. No file is opened here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lmx.core import errors
+
+if TYPE_CHECKING:
+    import tokenizers
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+IDS = {
+    "bos_id": "bos_token_id",
+    "eos_id": "eos_token_id",
+    "pad_id": "padding_token_id",
+    "unk_id": "unknown_token_id",
+}
+LONGEST_PIECE = 512  # characters of a SentencePiece; real ones have up to 50
+SPACE = "▁"  # SentencePiece's
+
+
+def _words(digits: str) -> str:
+    r"""Returns the pattern that Llama 3 and Qwen 2 share but for their `digits`.
+
+    In order: contractions; letters with one sign before; digits; signs with the line
+    ends after; line ends; spaces but the last before a word; other spaces.
+    """
+    return (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+        r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+        rf"|{digits}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+"
+        r"|\s+(?!\S)"
+        r"|\s+"
+    )
+
+
+# What cuts text before the merges, by tokenizer.ggml.pre: the steps that the
+# tokenizer.json of that model has, digit by digit, GPT-2's pattern (that of the
+# byte-level step itself) or a pattern of its own. A file without the key is older than
+# the key and GPT-2's.
+DIGITS, GPT2 = "digits", "gpt2"
+PRE: dict[str, tuple[str, ...]] = {
+    "gpt-2": (GPT2,),
+    "default": (GPT2,),
+    "smollm": (DIGITS, GPT2),
+    "llama-bpe": (_words(r"\p{N}{1,3}"),),
+    "qwen2": (_words(r"\p{N}"),),
+}
+WHOLE_WORDS = ("llama-bpe",)  # a word that is a token needs no merges
+NFC = ("qwen2",)  # text is composed first
+BEGINS = ("llama-bpe",)  # BOS is added where the file does not say
+
+
+def tokenizer_json(metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns the text of a tokenizer.json and the special ids of GGUF `metadata`.
+
+    The ids are bos_id, eos_id, pad_id and unk_id (an int, or None where the file names
+    none) and add_bos. Raises a `DataError` for a model or pre-tokenizer that is not
+    known and for a vocabulary that contradicts itself.
+    """
+    model = _word(metadata, "model", "")
+    if model not in ("gpt2", "llama"):
+        raise errors.DataError(
+            f"tokenizer.ggml.model is {model!r}; only 'gpt2' and 'llama' can be read: "
+            "give the tokenizer.json of the model instead"
+        )
+    tokens = _tokens(metadata)
+    types = _numbers(metadata, "token_type", len(tokens))
+    ids = _special_ids(metadata, model, len(tokens))
+    if types is None:  # then only these can be known to be no text
+        special = {ids[name] for name in ("bos_id", "eos_id")}
+        kinds = [CONTROL if i in special else NORMAL for i in range(len(tokens))]
+    else:
+        kinds = [int(kind) for kind in types]
+    try:
+        build = _gpt2 if model == "gpt2" else _llama
+        backend = build(metadata, tokens, kinds, ids)
+        _add_tokens(backend, tokens, kinds)
+        if ids["add_bos"]:
+            _begin_with(backend, tokens[ids["bos_id"]], ids["bos_id"])
+        text = backend.to_str()
+    except errors.DataError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise errors.DataError(
+            f"the {model!r} tokenizer of the GGUF file is damaged ({error}); download "
+            "or convert the file again"
+        ) from error
+    return text, ids
+
+
+def _tokens(metadata: Mapping[str, Any]) -> list[str]:
+    tokens = _strings(metadata, "tokens")
+    if len(set(tokens)) != len(tokens) or not tokens:
+        raise errors.DataError(
+            f"tokenizer.ggml.tokens has {len(tokens)} tokens, {len(set(tokens))} of "
+            "them different; each must be there once: convert the file again"
+        )
+    return tokens
+
+
+def _word(metadata: Mapping[str, Any], name: str, default: str) -> str:
+    value = metadata.get(f"tokenizer.ggml.{name}", default)
+    if not isinstance(value, str):
+        raise errors.DataError(
+            f"tokenizer.ggml.{name} is a {type(value).__name__}, not a string; convert "
+            "the file again"
+        )
+    return value
+
+
+def _strings(metadata: Mapping[str, Any], name: str) -> list[str]:
+    values = metadata.get(f"tokenizer.ggml.{name}")
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise errors.DataError(
+            f"tokenizer.ggml.{name} is missing or not a list of strings; convert the "
+            "file again"
+        )
+    return values
+
+
+def _numbers(metadata: Mapping[str, Any], name: str, count: int) -> np.ndarray | None:
+    """Returns one number for each token, or None where the file has none."""
+    values = metadata.get(f"tokenizer.ggml.{name}")
+    if values is None:
+        return None
+    array = np.asarray(values)
+    if array.shape != (count,) or array.dtype.kind not in "iuf":
+        raise errors.DataError(
+            f"tokenizer.ggml.{name} must have a number for each of the {count} tokens, "
+            f"and has shape {array.shape} of {array.dtype}; convert the file again"
+        )
+    return array
+
+
+def _special_ids(metadata: Mapping[str, Any], model: str, count: int) -> dict[str, Any]:
+    # SentencePiece has always put these three first.
+    usual = {"bos_id": 1, "eos_id": 2, "unk_id": 0} if model == "llama" else {}
+    ids: dict[str, Any] = {}
+    for ours, theirs in IDS.items():
+        index = metadata.get(f"tokenizer.ggml.{theirs}", usual.get(ours))
+        whole = isinstance(index, int) and not isinstance(index, bool)
+        if index is not None and not (whole and 0 <= index < count):
+            raise errors.DataError(
+                f"tokenizer.ggml.{theirs} is {index!r}; it must be an id below the "
+                f"{count} of the vocabulary: convert the file again"
+            )
+        ids[ours] = index
+    begins = model == "llama" or _word(metadata, "pre", "default") in BEGINS
+    add_bos = metadata.get("tokenizer.ggml.add_bos_token", begins)
+    ids["add_bos"] = add_bos is True and ids["bos_id"] is not None
+    return ids
+
+
+def _gpt2(
+    metadata: Mapping[str, Any],
+    tokens: list[str],
+    kinds: list[int],
+    ids: Mapping[str, Any],
+) -> tokenizers.Tokenizer:
+    """Returns byte-level merges, with the steps of tokenizer.ggml.pre before them."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers
+
+    pre = _word(metadata, "pre", "default")
+    if pre not in PRE:
+        raise errors.DataError(
+            f"tokenizer.ggml.pre is {pre!r}, a pre-tokenizer that is not known "
+            f"(known: {', '.join(PRE)}); give the tokenizer.json of the model instead"
+        )
+    vocab = {token: index for index, token in enumerate(tokens)}
+    merges: list[tuple[str, str]] = []
+    for merge in _strings(metadata, "merges"):
+        left, _, right = merge.partition(" ")
+        if not (left in vocab and right in vocab and left + right in vocab):
+            raise errors.DataError(
+                f"tokenizer.ggml.merges has {merge[:80]!r}, which does not join two "
+                "tokens to a third; convert the file again"
+            )
+        merges.append((left, right))
+    backend = tokenizers.Tokenizer(
+        models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in WHOLE_WORDS)
+    )
+    if pre in NFC:
+        backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = _pre_tokenizer(pre)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _pre_tokenizer(pre: str) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    steps: list[Any] = []
+    for step in PRE[pre]:
+        if step == DIGITS:
+            steps.append(pre_tokenizers.Digits(individual_digits=True))
+        elif step != GPT2:
+            steps.append(pre_tokenizers.Split(Regex(step), "isolated"))
+    use_regex = GPT2 in PRE[pre]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex))
+    return steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
+
+
+def _llama(
+    metadata: Mapping[str, Any],
+    tokens: list[str],
+    kinds: list[int],
+    ids: Mapping[str, Any],
+) -> tokenizers.Tokenizer:
+    """Returns SentencePiece merges: of two neighbours, the best score joins first."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers
+
+    scores = _numbers(metadata, "scores", len(tokens))
+    if scores is None:
+        raise errors.DataError(
+            "tokenizer.ggml.scores is missing, and a 'llama' tokenizer merges by "
+            "them; convert the file again"
+        )
+    model = models.BPE(
+        vocab={token: index for index, token in enumerate(tokens)},
+        merges=_merges(tokens, kinds, scores),
+        unk_token=tokens[ids["unk_id"]],
+        fuse_unk=True,
+        byte_fallback=BYTE in kinds,
+    )
+    backend = tokenizers.Tokenizer(model)
+    spaces: Any = normalizers.Replace(" ", SPACE)
+    steps: list[Any] = [
+        decoders.Replace(SPACE, " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
+    if metadata.get("tokenizer.ggml.add_space_prefix", True) is not False:
+        spaces = normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
+        steps.append(decoders.Strip(" ", 1, 0))
+    backend.normalizer = spaces
+    backend.decoder = decoders.Sequence(steps)
+    return backend
+
+
+def _merges(
+    tokens: list[str], kinds: list[int], scores: np.ndarray
+) -> list[tuple[str, str]]:
+    """Returns all pairs of pieces that join to a piece, the best score of it first.
+
+    SentencePiece joins any such pair; of equal scores it takes the leftmost in the
+    text, for which a list of merges has no word: the longer left part comes first.
+    """
+    texts = [i for i, kind in enumerate(kinds) if kind in (NORMAL, USER_DEFINED)]
+    pieces = {tokens[i] for i in texts}
+    found: list[tuple[float, int, int, str, str]] = []
+    for index in texts:
+        piece = tokens[index]
+        if len(piece) > LONGEST_PIECE:
+            raise errors.DataError(
+                f"token {index} has {len(piece)} characters, more than "
+                f"{LONGEST_PIECE}; convert the file again"
+            )
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in pieces and right in pieces:
+                found.append((-float(scores[index]), index, -cut, left, right))
+    return [(left, right) for *_, left, right in sorted(found)]
+
+
+def _add_tokens(
+    backend: tokenizers.Tokenizer, tokens: list[str], kinds: list[int]
+) -> None:
+    """Makes control and user-defined tokens whole: text is cut at them first."""
+    from tokenizers import AddedToken
+
+    added = [
+        AddedToken(token, special=kind != USER_DEFINED, normalized=False)
+        for token, kind in zip(tokens, kinds, strict=True)
+        if kind in (UNKNOWN, CONTROL, USER_DEFINED) and token
+    ]
+    backend.add_tokens(added)
+
+
+def _begin_with(backend: tokenizers.Tokenizer, token: str, index: int) -> None:
+    from tokenizers import processors
+
+    backend.post_processor = processors.TemplateProcessing(
+        single=[token, "$A"],
+        pair=[token, "$A", f"{token}:1", "$B:1"],
+        special_tokens=[(token, index)],
+    )
+
+
+def tokenizer_metadata(
+    text: str, ids: Mapping[str, Any], *, vocab_size: int | None = None
+) -> dict[str, Any]:
+    """Returns the `tokenizer.ggml.*` metadata of the `text` of a tokenizer.json.
+
+    `ids` is what `tokenizer_json` returns; ids without a token, up to `vocab_size`
+    (the rows of the embedding), become unused ones. Raises a `DataError` for any but
+    byte-level merges with one of the pre-tokenizers of `PRE`.
+    """
+    import tokenizers
+
+    try:
+        content = json.loads(text)
+        backend = tokenizers.Tokenizer.from_str(text)
+        model = content["model"]
+        kind = model["type"]
+    except Exception as error:  # the library raises bare Exception
+        raise errors.DataError(
+            f"the text is not a tokenizer.json ({error}); give the content of one"
+        ) from error
+    if kind != "BPE" or model.get("byte_fallback"):
+        raise errors.DataError(
+            f"a tokenizer of the model {kind} cannot be written to GGUF, only "
+            "byte-level BPE; export the model without it, or to safetensors"
+        )
+    tokens, types = _table(backend, vocab_size)
+    found: dict[str, Any] = {
+        "model": "gpt2",
+        "pre": _name_of(content),
+        "tokens": tokens,
+        "token_type": np.asarray(types, np.int32),
+        # Older files hold a merge as one string, newer ones as a pair.
+        "merges": [m if isinstance(m, str) else " ".join(m) for m in model["merges"]],
+    }
+    for ours, theirs in IDS.items():
+        if ids.get(ours) is not None:
+            found[theirs] = int(ids[ours])
+    found["add_bos_token"] = bool(ids.get("add_bos", False))
+    return {f"tokenizer.ggml.{name}": value for name, value in found.items()}
+
+
+def _name_of(content: Mapping[str, Any]) -> str:
+    """Returns the entry of `PRE` that cuts text as this tokenizer does."""
+    words = bool(content["model"].get("ignore_merges"))
+    normalizer = (content.get("normalizer") or {}).get("type")
+    for name in PRE:
+        same = _steps(content.get("pre_tokenizer")) == _steps(
+            json.loads(_pre_tokenizer(name).__getstate__())
+        )
+        composed = "NFC" if name in NFC else None
+        if same and words == (name in WHOLE_WORDS) and normalizer == composed:
+            return name
+    shown = json.dumps(content.get("pre_tokenizer"))
+    raise errors.DataError(
+        f"the pre-tokenizer {shown[:200]} (normalizer {normalizer}, ignore_merges "
+        f"{words}) has no name in GGUF among {', '.join(PRE)}; export the model "
+        "without its tokenizer, or to safetensors"
+    )
+
+
+def _steps(node: Any) -> list[Any]:
+    """Returns the steps of a pre-tokenizer, without what decides no id."""
+    if node is None:
+        return []
+    if node.get("type") == "Sequence":
+        return [step for inner in node["pretokenizers"] for step in _steps(inner)]
+    return [{k: v for k, v in node.items() if k != "trim_offsets"}]
+
+
+def _table(
+    backend: tokenizers.Tokenizer, vocab_size: int | None
+) -> tuple[list[str], list[int]]:
+    """Returns the token and the type of each id."""
+    vocab = backend.get_vocab(with_added_tokens=True)
+    count = max(vocab.values(), default=-1) + 1
+    # Gaps are rare: more of them than this is damage, not a vocabulary.
+    if count > 2 * len(vocab) + 1024 or (vocab_size or count) < count:
+        raise errors.DataError(
+            f"the tokenizer has {len(vocab)} tokens with ids up to {count - 1}, which "
+            f"vocab_size {vocab_size} does not fit; give {count} or more"
+        )
+    count = vocab_size or count
+    tokens, types = [f"[PAD{i}]" for i in range(count)], [UNUSED] * count
+    for token, index in vocab.items():
+        tokens[index], types[index] = token, NORMAL
+    for index, added in backend.get_added_tokens_decoder().items():
+        types[index] = CONTROL if added.special else USER_DEFINED
+    return tokens, types

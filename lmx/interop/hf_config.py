@@ -1,0 +1,380 @@
+"""Model options from a Hugging Face `config.json`, and back.
+
+A family is a pair of functions. The one that reads takes each field it understands out
+of a `Fields`; what is left over and not known to be harmless is refused by name, so
+that no field is ever dropped in silence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lmx.core.errors import UserError, pick
+from lmx.core.schema import Architecture, ModelConfig
+from lmx.interop.names import GPT2, LLAMA, Row
+
+# Fields that say nothing about what the weights compute.
+HARMLESS = {
+    *(
+        "model_type",
+        "architectures",
+        "torch_dtype",
+        "dtype",
+    ),
+    *(
+        "transformers_version",
+        "use_cache",
+        "bos_token_id",
+        "eos_token_id",
+    ),
+    *(
+        "pad_token_id",
+        "unk_token_id",
+        "sep_token_id",
+        "_name_or_path",
+    ),
+    *(
+        "attention_dropout",
+        "embd_pdrop",
+        "attn_pdrop",
+        "resid_pdrop",
+    ),
+    *(
+        "hidden_dropout",
+        "classifier_dropout",
+        "summary_type",
+    ),
+    *(
+        "summary_use_proj",
+        "summary_activation",
+        "summary_first_dropout",
+    ),
+    *(
+        "summary_proj_to_labels",
+        "task_specific_params",
+        "auto_map",
+        "id2label",
+    ),
+    *(
+        "label2id",
+        "return_dict",
+        "output_attentions",
+        "output_hidden_states",
+    ),
+    *(
+        "chunk_size_feed_forward",
+        "is_encoder_decoder",
+        "problem_type",
+        "n_ctx",
+    ),
+    *(
+        "max_window_layers",
+        "use_sliding_window",
+    ),
+}
+
+
+class Fields:
+    """The fields of a config.json, each taken once."""
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        self._left, self._where = dict(values), where
+
+    def take(self, name: str, default: Any = None) -> Any:
+        """Returns the field `name`; `default` where it is missing or null."""
+        value = self._left.pop(name, None)
+        return default if value is None else value
+
+    def number(self, name: str, default: int | None = None) -> int:
+        """Returns a whole number above 0, or refuses the field."""
+        value = self.take(name, default)
+        if type(value) is not int or value < 1:
+            raise self.refusal(name, value, "a whole number above 0 is due")
+        return value
+
+    def only(self, name: str, *supported: Any) -> None:
+        """Takes `name`, which must have a supported value; the first is the default."""
+        value = self.take(name, supported[0])
+        if value not in supported:
+            known = " or ".join(map(repr, supported))
+            raise self.refusal(name, value, f"lmx can express {known}")
+
+    def finish(self) -> None:
+        """Refuses what nobody took."""
+        for name, value in self._left.items():
+            if name not in HARMLESS and value is not None:
+                raise self.refusal(name, value, "lmx does not know this field")
+
+    def refusal(self, name: str, value: Any, why: str) -> UserError:
+        """Returns the error that refuses a field."""
+        return UserError(
+            f"{self._where}: {name}={value!r:.60} cannot be imported; {why}"
+        )
+
+
+class Family(NamedTuple):
+    """How one `model_type` is read and written.
+
+    Attributes:
+      architecture: the class of transformers that holds it.
+      rows: names of its tensors.
+      read: fields → options that differ from the defaults.
+      write: model → fields.
+    """
+
+    architecture: str
+    rows: Sequence[Row]
+    read: Callable[[Fields], dict[str, Any]]
+    write: Callable[[Architecture], dict[str, Any]]
+
+
+def _read_llama(f: Fields) -> dict[str, Any]:
+    f.only("hidden_act", "silu", "swish")
+    for name in ("attention_bias", "mlp_bias"):
+        f.only(name, False)
+    f.only("pretraining_tp", *range(1, 65))  # how it was trained, not what it computes
+    width, heads = f.number("hidden_size"), f.number("num_attention_heads")
+    length = f.number("max_position_embeddings", 2048)
+    return {
+        "vocab_size": f.number("vocab_size"),
+        "context_length": length,
+        "width": width,
+        "num_layers": f.number("num_hidden_layers"),
+        "num_heads": heads,
+        "num_kv_heads": f.number("num_key_value_heads", heads),
+        "head_dim": f.number("head_dim", max(1, width // heads)),
+        "mlp_dim": f.number("intermediate_size"),
+        "norm_epsilon": float(f.take("rms_norm_eps", 1e-6)),
+        "init_scale": float(f.take("initializer_range", 0.02)),
+        "head": "tied" if f.take("tie_word_embeddings", False) else "untied",
+        **_read_rope(f, length),
+        **_read_windows(f),
+    }
+
+
+def _read_rope(f: Fields, length: int) -> dict[str, Any]:
+    """Returns base and scaling; new files have both in `rope_parameters`."""
+    base = f.take("rope_theta", 10_000.0)
+    rope = {**f.take("rope_scaling", {}), **f.take("rope_parameters", {})}
+    base = rope.pop("rope_theta", base)
+    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    rope.pop("type", None)
+    options: dict[str, Any] = {"rope_base": float(base)}
+    if kind in ("linear", "llama3"):
+        options |= {"rope_scaling": kind, "rope_factor": float(rope.pop("factor", 1.0))}
+    elif kind != "default":
+        raise f.refusal("rope_type", kind, "lmx can express 'linear' and 'llama3'")
+    if kind == "llama3":
+        options["rope_original_length"] = rope.pop(
+            "original_max_position_embeddings", length
+        )
+        bounds = rope.pop("low_freq_factor", 1.0), rope.pop("high_freq_factor", 4.0)
+        if bounds != (1.0, 4.0):
+            raise f.refusal("low/high_freq_factor", bounds, "lmx can express (1, 4)")
+    if rope:
+        name = next(iter(rope))
+        raise f.refusal(f"rope_parameters.{name}", rope[name], "lmx does not know it")
+    return options
+
+
+def _read_windows(f: Fields) -> dict[str, Any]:
+    """Returns the layer pattern: one kind for all, or one for each layer."""
+    window, kinds = f.take("sliding_window"), f.take("layer_types")
+    if kinds is None:
+        kinds = ["full_attention"]
+    names = {"full_attention": "attention", "sliding_attention": "window"}
+    pattern = tuple(pick(names, kind, "layer_types") for kind in kinds)
+    pattern = _shortest_period(pattern)
+    return {"pattern": pattern, "window": window if "window" in pattern else None}
+
+
+def _shortest_period(pattern: tuple[str, ...]) -> tuple[str, ...]:
+    for n in range(1, len(pattern)):
+        if all(kind == pattern[i % n] for i, kind in enumerate(pattern)):
+            return pattern[:n]
+    return pattern
+
+
+def _read_mistral(f: Fields) -> dict[str, Any]:
+    """Mistral's window is on every layer; newer files have none."""
+    window = f.take("sliding_window")
+    options = _read_llama(f)
+    if window is not None:
+        options |= {"pattern": ("window",), "window": window}
+    return options
+
+
+def _read_qwen2(f: Fields) -> dict[str, Any]:
+    """Biases on queries, keys and values; windows only if the file says so."""
+    if not f.take("use_sliding_window", False):
+        f.take("sliding_window")
+    return {**_read_llama(f), "biases": "qkv"}
+
+
+def _read_qwen3(f: Fields) -> dict[str, Any]:
+    """RMSNorm of queries and keys per head, no biases."""
+    if not f.take("use_sliding_window", False):
+        f.take("sliding_window")
+    return {**_read_llama(f), "qk_norm": "rmsnorm"}
+
+
+def _read_gpt2(f: Fields) -> dict[str, Any]:
+    f.only("activation_function", "gelu_new", "gelu_pytorch_tanh")
+    f.only("scale_attn_weights", True)
+    f.only("tie_word_embeddings", True)
+    for name in (
+        *("scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"),
+        "add_cross_attention",
+    ):
+        f.only(name, False)
+    width = f.number("n_embd")
+    return {
+        "vocab_size": f.number("vocab_size"),
+        "context_length": f.number("n_positions"),
+        "width": width,
+        "num_layers": f.number("n_layer"),
+        "num_heads": f.number("n_head"),
+        "mlp_dim": f.number("n_inner", 4 * width),
+        "norm_epsilon": float(f.take("layer_norm_epsilon", 1e-5)),
+        "init_scale": float(f.take("initializer_range", 0.02)),
+        "positions": "learned",
+        "norm": "layernorm",
+        "mlp": "gelu",
+        "biases": "all",
+        "head": "tied",
+    }
+
+
+def _write_llama(m: Architecture) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": m.rope_base}
+    if m.rope_scaling is not None:
+        rope |= {"rope_type": m.rope_scaling, "factor": m.rope_factor}
+    if m.rope_scaling == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        rope["original_max_position_embeddings"] = m.rope_original_length
+    # Readers of transformers 4 know the two older fields, those of 5 the new one.
+    theta = rope["rope_theta"]
+    scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
+    return {
+        "vocab_size": m.vocab_size,
+        "max_position_embeddings": m.context_length,
+        "hidden_size": m.width,
+        "num_hidden_layers": m.num_layers,
+        "num_attention_heads": m.num_heads,
+        "num_key_value_heads": m.num_kv_heads,
+        "head_dim": m.head_dim,
+        "intermediate_size": m.mlp_dim,
+        "rms_norm_eps": m.norm_epsilon,
+        "initializer_range": m.init_scale,
+        "tie_word_embeddings": m.head == "tied",
+        "hidden_act": "silu",
+        "rope_theta": theta,
+        "rope_scaling": None if m.rope_scaling is None else scaling,
+        "rope_parameters": rope,
+    }
+
+
+def _write_mistral(m: Architecture) -> dict[str, Any]:
+    return {**_write_llama(m), "sliding_window": m.window}
+
+
+def _write_qwen(m: Architecture) -> dict[str, Any]:
+    names = {"attention": "full_attention", "window": "sliding_attention"}
+    kinds = [names[m.pattern[i % len(m.pattern)]] for i in range(m.num_layers)]
+    return {
+        **_write_llama(m),
+        "sliding_window": m.window,
+        "use_sliding_window": m.window is not None,
+        "layer_types": kinds,
+    }
+
+
+def _write_gpt2(m: Architecture) -> dict[str, Any]:
+    return {
+        "vocab_size": m.vocab_size,
+        "n_positions": m.context_length,
+        "n_embd": m.width,
+        "n_layer": m.num_layers,
+        "n_head": m.num_heads,
+        "n_inner": m.mlp_dim,
+        "layer_norm_epsilon": m.norm_epsilon,
+        "initializer_range": m.init_scale,
+        "activation_function": "gelu_new",
+        "tie_word_embeddings": True,
+    }
+
+
+# In the order in which an export tries them.
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family("GPT2LMHeadModel", GPT2, _read_gpt2, _write_gpt2),
+    "llama": Family("LlamaForCausalLM", LLAMA, _read_llama, _write_llama),
+    "mistral": Family("MistralForCausalLM", LLAMA, _read_mistral, _write_mistral),
+    "qwen2": Family("Qwen2ForCausalLM", LLAMA, _read_qwen2, _write_qwen),
+    "qwen3": Family("Qwen3ForCausalLM", LLAMA, _read_qwen3, _write_qwen),
+}
+
+# What decides the logits; the rest (dtypes, remat, kernels, …) only computes them.
+FORM = (
+    *("vocab_size", "context_length", "width", "num_layers", "num_heads"),
+    *("num_kv_heads", "head_dim", "mlp_dim", "pattern", "window", "positions"),
+    *("rope_base", "rope_scaling", "rope_factor", "rope_original_length", "norm"),
+    *("norm_position", "norm_epsilon", "qk_norm", "mlp", "biases", "head"),
+    *("attention_softcap", "logit_softcap"),
+)
+
+
+def read_config(values: Mapping[str, Any], where: str) -> tuple[str, ModelConfig]:
+    """Returns the family and the model options of a config.json.
+
+    Raises:
+      UserError: the family or a field cannot be expressed; it is named.
+    """
+    name = values.get("model_type")
+    family = pick(FAMILIES, str(name), f"{where}: model_type")
+    fields = Fields(values, where)
+    options = family.read(fields)
+    fields.finish()
+    return str(name), dataclasses.replace(ModelConfig(), **options)
+
+
+def write_config(model: Architecture) -> tuple[str, dict[str, Any]]:
+    """Returns the family that expresses `model`, and its config.json.
+
+    Raises:
+      UserError: no family does; the option that the nearest one lacks is named.
+    """
+    wanted = {name: getattr(model, name) for name in FORM}
+    misfits: list[tuple[int, str]] = []
+    for name, family in FAMILIES.items():
+        fields = {
+            "model_type": name,
+            "architectures": [family.architecture],
+            **family.write(model),
+        }
+        _, back = read_config(fields, "export")
+        found = {key: getattr(back, key) for key in FORM}
+        found |= {
+            k: wanted[k] for k in ("num_kv_heads", "head_dim") if found[k] is None
+        }
+        wrong = [key for key in FORM if found[key] != wanted[key]]
+        wrong = [k for k in wrong if not _idle(k, model)]
+        if not wrong:
+            return name, fields
+        told = ", ".join(f"model.{key}={wanted[key]!r}" for key in wrong)
+        misfits.append((len(wrong), f"{name} has no {told}"))
+    raise UserError(f"no published format expresses this model: {min(misfits)[1]}")
+
+
+def _idle(key: str, m: Architecture) -> bool:
+    """Returns whether an option has no effect in this model."""
+    match key:
+        case "rope_base":
+            return m.positions != "rope"
+        case "rope_scaling" | "rope_factor" | "rope_original_length":
+            return m.positions != "rope" or m.rope_scaling is None
+        case "window":
+            return "window" not in m.pattern
+        case _:
+            return False

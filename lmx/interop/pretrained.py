@@ -1,0 +1,188 @@
+"""A published model, opened: its architecture, its tensors, its tokenizer.
+
+`open_pretrained` takes a Hugging Face directory, the name of one on the Hub, or a GGUF
+file. Nothing in it is executed and no pickle is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmx.core.errors import DataError, UserError
+from lmx.core.schema import Architecture, ModelConfig
+from lmx.inputs.tokenizers import Tokenizer
+from lmx.interop.gguf_config import read_gguf_config
+from lmx.interop.gguf_file import GGUFFile
+from lmx.interop.gguf_tokenizer import tokenizer_json
+from lmx.interop.hf_config import FAMILIES, read_config
+from lmx.interop.names import GPT2, Row
+from lmx.interop.safetensors_file import Safetensors
+from lmx.interop.weights import Source, read_params
+from lmx.models.sizes import resolve
+
+LARGEST_JSON = 100_000_000  # bytes of a config or a tokenizer
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """What a published model is made of; `params` reads the weights.
+
+    Attributes:
+      where: its path, for messages.
+      model: its architecture, in float32.
+      rows: what its tensors are called.
+      source: its tensors.
+      tokenizer: text ↔ ids.
+      chat_template: the Jinja text that makes prompts of conversations, if it has one.
+    """
+
+    where: Path
+    model: Architecture
+    rows: Sequence[Row]
+    source: Source
+    tokenizer: Tokenizer
+    chat_template: str | None
+
+    def params(self, model: Architecture | None = None) -> dict[str, Any]:
+        """Returns the weights as nested dicts, in `param_dtype` of `model`."""
+        return read_params(
+            model or self.model, self.rows, self.source, say_where=str(self.where)
+        )
+
+
+def open_pretrained(name: str | os.PathLike[str]) -> Pretrained:
+    """Opens a Hugging Face directory, a `.gguf` file, or downloads a Hub name.
+
+    Raises:
+      UserError: there is nothing of this name, or it cannot be expressed.
+      DataError: a file of it is missing or damaged.
+    """
+    path = Path(name)
+    if path.suffix == ".gguf":
+        return _open_gguf(path)
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        path = _download(str(name))
+    if not (path / "config.json").exists():
+        raise UserError(
+            f"{name} is no published model: give a folder with config.json and "
+            "*.safetensors, a .gguf file, or a Hub name such as 'org/model'"
+        )
+    return _open_directory(path)
+
+
+def _download(name: str) -> Path:
+    """Returns the folder that the Hub's files were downloaded to."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(
+            f"{name} is no folder here, and to download it huggingface-hub is missing: "
+            "install lmx[hub]"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+    except Exception as error:  # the library has many
+        raise DataError(f"{name} could not be downloaded: {error}") from error
+
+
+def _open_directory(folder: Path) -> Pretrained:
+    values = _read_json(folder / "config.json")
+    family, config = read_config(values, f"{folder}/config.json")
+    source: Source = Safetensors(folder)
+    rows = FAMILIES[family].rows
+    if rows is GPT2 and "wte.weight" in source.names():
+        # The first GPT-2 files were saved without the name of the whole.
+        rows = [
+            row._replace(theirs=row.theirs.removeprefix("transformer.")) for row in rows
+        ]
+    tokenizer, template = _directory_tokenizer(folder, values)
+    return Pretrained(folder, _float32(config), rows, source, tokenizer, template)
+
+
+def _open_gguf(path: Path) -> Pretrained:
+    file = GGUFFile(path)
+    config, rows = read_gguf_config(file)
+    text, ids = tokenizer_json(file.metadata)
+    template = file.metadata.get("tokenizer.chat_template")
+    tokenizer = _tokenizer(text, ids, str(path))
+    return Pretrained(path, _float32(config), rows, file, tokenizer, template)
+
+
+def _float32(config: ModelConfig) -> Architecture:
+    """Returns the architecture, computing in float32 as the references do."""
+    return resolve(dataclasses.replace(config, compute_dtype="float32"))
+
+
+def _directory_tokenizer(
+    folder: Path, config: Mapping[str, Any]
+) -> tuple[Tokenizer, str | None]:
+    """Returns the tokenizer of a Hugging Face directory, and its chat template."""
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        others = [n for n in ("tokenizer.model", "vocab.json") if (folder / n).exists()]
+        raise DataError(
+            f"{folder} has no tokenizer.json"
+            f"{f' (it has {others[0]})' if others else ''}; save it with a fast "
+            "tokenizer of transformers, which writes one"
+        )
+    text = file.read_text(encoding="utf8")
+    settings_file = folder / "tokenizer_config.json"
+    settings = _read_json(settings_file) if settings_file.exists() else {}
+    import tokenizers
+
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"{file} is not a tokenizer: {error}") from error
+    ids: dict[str, Any] = {}
+    for name in ("bos", "eos", "pad", "unk"):
+        token = settings.get(f"{name}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        index = backend.token_to_id(token) if isinstance(token, str) else None
+        if index is None:
+            index = config.get(f"{name}_token_id")
+        ids[f"{name}_id"] = index[0] if isinstance(index, list) else index
+    begins = backend.encode("a").ids[:1] == [ids["bos_id"]]
+    template = settings.get("chat_template")
+    jinja = folder / "chat_template.jinja"
+    if jinja.exists():
+        template = jinja.read_text(encoding="utf8")
+    if isinstance(template, list):  # several by name
+        named = {t.get("name"): t.get("template") for t in template}
+        template = named.get("default")
+    return _tokenizer(text, {**ids, "add_bos": begins}, str(file)), template
+
+
+def _tokenizer(text: str, ids: Mapping[str, Any], where: str) -> Tokenizer:
+    """Returns the tokenizer; the end-of-text token stands in for a missing one."""
+    eos, bos, pad = (ids[name] for name in ("eos_id", "bos_id", "pad_id"))
+    if eos is None:
+        raise DataError(f"{where} names no end-of-text token; lmx needs one")
+    meta = {
+        "kind": "foreign",
+        "eos_id": eos,
+        "bos_id": eos if bos is None else bos,
+        "pad_id": eos if pad is None else pad,
+        "unk_id": None,
+        "prefix_ids": [bos] if ids["add_bos"] else [],
+    }
+    return Tokenizer(text, meta)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise DataError(f"{path} is too large to be what its name says")
+        values = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is not a table of fields")
+    return values

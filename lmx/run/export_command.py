@@ -1,0 +1,52 @@
+"""The command `lmx export`: a trained or imported model in a published format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lmx.core.errors import DONE, DataError
+from lmx.run.arguments import Parser
+from lmx.run.import_command import PARITY, report
+
+EXAMPLE = """example:
+  lmx export --workdir=runs/quickstart --to=hf exported
+  lmx export --workdir=runs/imported --to=gguf --dtype=int8 exported
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line, exports, returns the exit code."""
+    parser = Parser(
+        prog="lmx export",
+        description="Write a model for transformers (hf) or llama.cpp (gguf).",
+        epilog=EXAMPLE,
+    )
+    add = parser.add_argument
+    add("directory", metavar="DIR", help="a new folder to write")
+    add("--workdir", required=True, metavar="DIR", help="a run, or an imported model")
+    add("--to", choices=("hf", "gguf"), default="hf", help="the format")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16", "int8"),
+        default="float32",
+        help="of the weights; int8 is GGUF's Q8_0",
+    )
+    add("--step", type=int, help="checkpoint to use (default: the newest)")
+    options = parser.parse_args(argv)
+
+    from lmx.api import load
+    from lmx.interop.parity import parity
+    from lmx.interop.pretrained import open_pretrained
+
+    model = load(options.workdir, step=options.step)
+    path = model.save(options.directory, to=options.to, dtype=options.dtype)
+    print(f"written: {path}")
+    if options.dtype == "float32":
+        proof = parity(open_pretrained(path), model.params, model.model)
+        folder = Path(options.directory)
+        (folder / PARITY).write_text(json.dumps(proof, indent=2) + "\n", "utf8")
+        print(report(proof))
+        if not proof["ok"]:
+            raise DataError(f"the export is wrong, see {folder / PARITY}")
+    return DONE

@@ -1,0 +1,91 @@
+"""The command `lmx import`: a published model becomes a workdir, with its proof."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from lmx.core.errors import DONE, DataError, UserError
+from lmx.run.arguments import Parser
+
+EXAMPLE = """example:
+  lmx import path/to/hf-model --workdir=runs/imported
+  lmx import model.Q4_K_M.gguf --workdir=runs/imported
+  lmx chat --workdir=runs/imported
+"""
+PARITY = "parity.json"
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line, imports, returns the exit code."""
+    parser = Parser(
+        prog="lmx import",
+        description="Make a workdir of a published model, compared with its source.",
+        epilog=EXAMPLE,
+    )
+    add = parser.add_argument
+    add("source", help="a Hugging Face directory, a .gguf file, or a Hub name")
+    add("--workdir", required=True, metavar="DIR", help="a new folder for the model")
+    add(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights"
+    )
+    options = parser.parse_args(argv)
+    import_model(options.source, Path(options.workdir), dtype=options.dtype)
+    return DONE
+
+
+def import_model(source: str, folder: Path, *, dtype: str = "float32") -> None:
+    """Writes the model of `source` into the new workdir `folder`.
+
+    Raises:
+      UserError: the folder is in use or the model cannot be expressed.
+      DataError: a file is damaged, or the conversion is past its tolerance.
+    """
+    from lmx import __version__
+    from lmx.api import TEMPLATE, imported_config
+    from lmx.core import config as configs
+    from lmx.core.workdir import claim, write_atomic
+    from lmx.interop.parity import parity
+    from lmx.interop.pretrained import open_pretrained
+    from lmx.models.sizes import parameter_count
+    from lmx.training.checkpoints import Checkpoints
+
+    pretrained = open_pretrained(source)
+    if (folder / "config.json").exists():
+        raise UserError(f"--workdir={folder} holds a run already; choose a new folder")
+    model = dataclasses.replace(pretrained.model, param_dtype=dtype)
+    print(f"reading {parameter_count(model) / 1e6:.1f}M parameters of {source}")
+    params = pretrained.params(model)
+    proof = parity(pretrained, params, model)
+    with claim(folder) as folder:
+        write_atomic(folder / PARITY, json.dumps(proof, indent=2) + "\n")
+        if not proof["ok"]:
+            raise DataError(f"the conversion is wrong, see {folder / PARITY}: {proof}")
+        facts = {
+            "lmx": __version__,
+            "tokenizer": pretrained.tokenizer.fingerprint,
+            "imported": str(source),
+        }
+        pretrained.tokenizer.save(folder / "tokenizer")
+        if pretrained.chat_template is not None:
+            write_atomic(folder / TEMPLATE, pretrained.chat_template)
+        with Checkpoints(folder / "checkpoints", facts=facts) as checkpoints:
+            checkpoints.save(0, {"params": params})
+        write_atomic(folder / "config.json", configs.to_json(imported_config(model)))
+    print(report(proof))
+    chat = "chat" if pretrained.chat_template else 'generate --prompt="Once"'
+    print(f"written: {folder}\nnext:    lmx {chat} --workdir={folder}")
+
+
+def report(proof: dict[str, Any]) -> str:
+    """Returns the proof in words."""
+    weights, logits = proof["weights"], proof["logits"]
+    lines = [f"parity:  {weights['tensors']} tensors are those of the source"]
+    if logits is not None:
+        lines.append(
+            f"         logits differ by {logits['max_abs_difference']:.1e} at most from "
+            f"{logits['reference']} (KL {logits['kl_divergence']:.1e})"
+        )
+    return "\n".join(lines)

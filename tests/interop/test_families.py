@@ -1,0 +1,230 @@
+"""Every family against transformers: the same logits in, the same tensors out.
+
+Tiny random models are made by transformers itself, in every variant that their configs
+can express here.
+"""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmx import load
+from lmx.core.errors import UserError
+from lmx.interop.hf_config import FAMILIES
+from lmx.interop.pretrained import open_pretrained
+from lmx.interop.safetensors_file import Safetensors
+from lmx.models.decoder import Decoder, head_logits
+
+torch = pytest.importorskip("torch", reason="the reference is torch's (Python 3.11)")
+transformers = pytest.importorskip("transformers")
+
+VOCAB, LENGTH = 64, 48
+SMALL = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": LENGTH,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+CASES = {
+    "gpt2": (
+        "GPT2",
+        {
+            "vocab_size": VOCAB,
+            "n_embd": 32,
+            "n_layer": 3,
+            "n_head": 4,
+            "n_positions": LENGTH,
+            "initializer_range": 0.3,
+            **{k: SMALL[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        },
+    ),
+    "llama": ("Llama", SMALL),
+    "llama_tied_odd_head": (
+        "Llama",
+        {**SMALL, "tie_word_embeddings": True, "head_dim": 10, "rms_norm_eps": 1e-3},
+    ),
+    "llama3.1": ("Llama", {**SMALL, "rope_parameters": LLAMA3}),
+    "llama_linear": (
+        "Llama",
+        {
+            **SMALL,
+            "rope_parameters": {
+                "rope_type": "linear",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+            },
+        },
+    ),
+    "mistral": ("Mistral", {**SMALL, "sliding_window": 8}),
+    "mistral_full": ("Mistral", {**SMALL, "sliding_window": None}),
+    "qwen2": ("Qwen2", SMALL),
+    "qwen2_windows": (
+        "Qwen2",
+        {
+            **SMALL,
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "max_window_layers": 1,
+        },
+    ),
+    "qwen3": ("Qwen3", {**SMALL, "head_dim": 16}),
+}
+
+
+def tokenizer_of(folder):
+    """Writes a tokenizer whose vocabulary is the model's."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab = {"<pad>": 0, "<s>": 1, "</s>": 2}
+    vocab |= {chr(ord("0") + i): i for i in range(3, VOCAB)}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<s>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.add_special_tokens(["<pad>", "<s>", "</s>"])
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def published(request, tmp_path_factory):
+    """A folder that transformers saved, and its model."""
+    name, options = CASES[request.param]
+    folder = tmp_path_factory.mktemp("published")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(
+        **options, attn_implementation="eager"
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():  # biases and norms start as zeros and ones: hide no mix-up
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.eval().save_pretrained(folder, safe_serialization=True)
+    tokenizer_of(folder)
+    return folder, model
+
+
+def reference_logits(model, tokens, **inputs):
+    with torch.no_grad():
+        result = model(torch.tensor(tokens), **inputs)
+    return result.logits.float().numpy()
+
+
+def our_logits(pretrained, params, tokens, **inputs):
+    @jax.jit
+    def run(params, tokens):
+        hidden = Decoder(pretrained.model).apply({"params": params}, tokens, **inputs)
+        return head_logits(pretrained.model, params, hidden)
+
+    return np.asarray(run(params, jnp.asarray(tokens)))
+
+
+def tokens_of(shape, seed=0):
+    return np.random.default_rng(seed).integers(3, VOCAB, shape)
+
+
+def test_logits_are_those_of_transformers(published):
+    folder, model = published
+    pretrained = open_pretrained(folder)
+    params, tokens = pretrained.params(), tokens_of((2, LENGTH))
+    expected = reference_logits(model, tokens)
+    got = our_logits(pretrained, params, tokens)
+    assert np.abs(expected).max() > 1
+    np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
+
+
+def test_packed_documents_have_the_logits_that_they_have_alone(published):
+    folder, model = published
+    pretrained = open_pretrained(folder)
+    first, second = tokens_of((1, 11)), tokens_of((1, 20), seed=1)
+    tokens = np.concatenate([first, second, np.zeros((1, 4), int)], axis=1)
+    segments = np.repeat([1, 2, 0], [11, 20, 4])[None].astype(np.int32)
+    positions = np.concatenate([np.arange(n) for n in (11, 20, 4)])[None]
+    got = our_logits(
+        pretrained,
+        pretrained.params(),
+        tokens,
+        segment_ids=jnp.asarray(segments),
+        positions=jnp.asarray(positions, jnp.int32),
+    )
+    for part, document in ((slice(0, 11), first), (slice(11, 31), second)):
+        np.testing.assert_allclose(
+            got[:, part], reference_logits(model, document), atol=1e-4, rtol=0
+        )
+
+
+def test_what_is_exported_is_the_model_tensor_for_tensor(published, tmp_path):
+    folder, model = published
+    out = load(folder).save(tmp_path / "out")
+    theirs, ours = Safetensors(folder), Safetensors(out)
+    assert set(theirs.names()) == set(ours.names())
+    for name in theirs.names():
+        np.testing.assert_array_equal(ours.read(name), theirs.read(name))
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    tokens = tokens_of((1, 30))
+    expected = reference_logits(model, tokens)
+    np.testing.assert_allclose(
+        reference_logits(again, tokens), expected, atol=1e-5, rtol=0
+    )
+
+
+def test_greedy_text_is_that_of_transformers(published):
+    folder, model = published
+    lm = load(folder)
+    prompts = [tokens_of(n, seed=n).tolist() for n in (3, 9, 17)]
+    from lmx.generate.sampling import SamplingConfig
+
+    sampling = SamplingConfig(temperature=0, max_new_tokens=20)
+    done = lm._generator.generate(prompts, sampling)
+    for prompt, result in zip(prompts, done, strict=True):
+        out = model.generate(
+            torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=0
+        )[0, len(prompt) :].tolist()
+        assert result.tokens == out
+
+
+def test_every_family_is_tried():
+    tried = {transformers_name.lower() for transformers_name, _ in CASES.values()}
+    assert tried == set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("attention_bias", True),
+        ("hidden_act", "relu"),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
+        ("a_new_trick", 3),
+        ("model_type", "mamba"),
+        ("hidden_size", "wide"),
+    ],
+)
+def test_what_cannot_be_expressed_is_refused_by_name(tmp_path, field, value):
+    config = transformers.LlamaConfig(**SMALL).to_dict()
+    config.pop("rope_parameters")
+    (tmp_path / "config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(UserError) as refusal:
+        open_pretrained(tmp_path)
+    assert any(word in str(refusal.value) for word in (field, str(value), "rope_type"))
