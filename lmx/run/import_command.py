@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lmx.core.errors import DONE, DataError, UserError
+from lmx.core.schema import DType
 from lmx.run.arguments import Parser
 
 EXAMPLE = """example:
@@ -28,15 +29,13 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("source", help="a Hugging Face directory, a .gguf file, or a Hub name")
     add("--workdir", required=True, metavar="DIR", help="a new folder for the model")
-    add(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of weights"
-    )
+    add("--dtype", choices=get_args(DType), default="float32", help="of the weights")
     options = parser.parse_args(argv)
     import_model(options.source, Path(options.workdir), dtype=options.dtype)
     return DONE
 
 
-def import_model(source: str, folder: Path, *, dtype: str = "float32") -> None:
+def import_model(source: str, folder: Path, *, dtype: DType = "float32") -> None:
     """Writes the model of `source` into the new workdir `folder`.
 
     Raises:
@@ -85,7 +84,7 @@ def report(proof: dict[str, Any]) -> str:
     lines = [f"parity:  {weights['tensors']} tensors are those of the source"]
     if logits is not None:
         lines.append(
-            f"         logits differ by {logits['max_abs_difference']:.1e} at most from "
-            f"{logits['reference']} (KL {logits['kl_divergence']:.1e})"
+            f"         logits differ by at most {logits['max_abs_difference']:.1e} "
+            f"from {logits['reference']} (KL {logits['kl_divergence']:.1e})"
         )
     return "\n".join(lines)
