@@ -46,7 +46,7 @@ class ModelConfig:
     pattern: tuple[str, ...] = knob(
         ("attention",),
         "Mixer of each layer, repeated over the depth: 'attention' sees the whole "
-        "context, 'window' the last `window` tokens.",
+        "context, 'window' the last `window` tokens, 'nope' all, without rotation.",
     )
     window: int | None = knob(
         None, "Tokens that a 'window' layer sees, itself included."
@@ -55,6 +55,9 @@ class ModelConfig:
         "rope", "How the model knows token order."
     )
     rope_base: float = knob(10_000.0, "Base of the rotary frequencies.")
+    window_rope_base: float | None = knob(
+        None, "Base, without scaling, in 'window' layers; None is as in the others."
+    )
     rope_scaling: Literal["linear", "llama3"] | None = knob(
         None,
         "Stretch the rotary wavelengths by rope_factor: all of them ('linear') or the "
@@ -64,13 +67,20 @@ class ModelConfig:
     rope_original_length: int | None = knob(
         None, "Context that 'llama3' scaling starts from."
     )
-    norm: Literal["rmsnorm", "layernorm"] = knob("rmsnorm", "Normalisation layer.")
-    norm_position: Literal["pre", "post"] = knob(
-        "pre", "Normalise each sublayer's input ('pre') or its sum with it ('post')."
+    norm: Literal["rmsnorm", "layernorm", "rmsnorm_plus_one"] = knob(
+        "rmsnorm",
+        "Normalisation layer; 'rmsnorm_plus_one' scales by 1 + its weights (Gemma).",
+    )
+    norm_position: Literal["pre", "post", "output", "both"] = knob(
+        "pre",
+        "Normalise each sublayer's input ('pre'), its output ('output'), both, or the "
+        "sum of the two ('post').",
     )
     norm_epsilon: float = knob(1e-5, "Added to the variance in every normalisation.")
-    qk_norm: Literal["rmsnorm", "layernorm"] | None = knob(
-        None, "Normalisation of queries and keys per head."
+    qk_norm: (
+        Literal["rmsnorm", "layernorm", "rmsnorm_plus_one", "rmsnorm_all_heads"] | None
+    ) = knob(
+        None, "Normalisation of queries and keys: per head, or over all heads at once."
     )
     mlp: Literal["gelu", "silu_gated", "gelu_gated", "relu_squared"] = knob(
         "silu_gated", "Feed-forward layer: activation, and whether it is gated."
@@ -80,6 +90,12 @@ class ModelConfig:
     )
     head: Literal["tied", "untied"] = knob(
         "tied", "Share the embedding with the output head, or give it its own matrix."
+    )
+    embedding_scale: float | None = knob(
+        None, "Factor on embeddings where they enter the stream; None is 1."
+    )
+    attention_scale: float | None = knob(
+        None, "Factor on attention scores; None is 1 / sqrt(head_dim)."
     )
     attention_softcap: float | None = knob(
         None, "c in c·tanh(s/c) on attention scores; None leaves them."

@@ -13,66 +13,44 @@ from typing import Any, NamedTuple
 
 from lmx.core.errors import UserError, pick
 from lmx.core.schema import Architecture, ModelConfig
-from lmx.interop.names import GPT2, LLAMA, Row
+from lmx.interop.names import GEMMA2, GPT2, LLAMA, OLMO2, Row
 
 # Fields that say nothing about what the weights compute.
 HARMLESS = {
-    *(
-        "model_type",
-        "architectures",
-        "torch_dtype",
-        "dtype",
-    ),
-    *(
-        "transformers_version",
-        "use_cache",
-        "bos_token_id",
-        "eos_token_id",
-    ),
-    *(
-        "pad_token_id",
-        "unk_token_id",
-        "sep_token_id",
-        "_name_or_path",
-    ),
-    *(
-        "attention_dropout",
-        "embd_pdrop",
-        "attn_pdrop",
-        "resid_pdrop",
-    ),
-    *(
-        "hidden_dropout",
-        "classifier_dropout",
-        "summary_type",
-    ),
-    *(
-        "summary_use_proj",
-        "summary_activation",
-        "summary_first_dropout",
-    ),
-    *(
-        "summary_proj_to_labels",
-        "task_specific_params",
-        "auto_map",
-        "id2label",
-    ),
-    *(
-        "label2id",
-        "return_dict",
-        "output_attentions",
-        "output_hidden_states",
-    ),
-    *(
-        "chunk_size_feed_forward",
-        "is_encoder_decoder",
-        "problem_type",
-        "n_ctx",
-    ),
-    *(
-        "max_window_layers",
-        "use_sliding_window",
-    ),
+    "model_type",
+    "architectures",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "use_cache",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "unk_token_id",
+    "sep_token_id",
+    "_name_or_path",
+    "attention_dropout",
+    "embd_pdrop",
+    "attn_pdrop",
+    "resid_pdrop",
+    "hidden_dropout",
+    "classifier_dropout",
+    "summary_type",
+    "summary_use_proj",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_proj_to_labels",
+    "task_specific_params",
+    "auto_map",
+    "id2label",
+    "label2id",
+    "return_dict",
+    "output_attentions",
+    "output_hidden_states",
+    "chunk_size_feed_forward",
+    "is_encoder_decoder",
+    "problem_type",
+    "n_ctx",
 }
 
 
@@ -85,6 +63,16 @@ class Fields:
     def take(self, name: str, default: Any = None) -> Any:
         """Returns the field `name`; `default` where it is missing or null."""
         value = self._left.pop(name, None)
+        return default if value is None else value
+
+    def default(self, name: str, value: Any) -> None:
+        """Sets a field that older files leave out."""
+        if self._left.get(name) is None:
+            self._left[name] = value
+
+    def look(self, name: str, default: Any) -> Any:
+        """Returns a field that will be taken later."""
+        value = self._left.get(name)
         return default if value is None else value
 
     def number(self, name: str, default: int | None = None) -> int:
@@ -132,6 +120,11 @@ class Family(NamedTuple):
 
 def _read_llama(f: Fields) -> dict[str, Any]:
     f.only("hidden_act", "silu", "swish")
+    return _read_decoder(f)
+
+
+def _read_decoder(f: Fields) -> dict[str, Any]:
+    """Reads the fields that all families but GPT-2 share."""
     for name in ("attention_bias", "mlp_bias"):
         f.only(name, False)
     f.only("pretraining_tp", *range(1, 65))  # how it was trained, not what it computes
@@ -182,8 +175,9 @@ def _read_rope(f: Fields, length: int) -> dict[str, Any]:
 def _read_windows(f: Fields) -> dict[str, Any]:
     """Returns the layer pattern: one kind for all, or one for each layer."""
     window, kinds = f.take("sliding_window"), f.take("layer_types")
-    if kinds is None:
-        kinds = ["full_attention"]
+    if kinds is None and window is not None:
+        raise f.refusal("sliding_window", window, "no layer_types say where it is")
+    kinds = ["full_attention"] if kinds is None else kinds
     names = {"full_attention": "attention", "sliding_attention": "window"}
     pattern = tuple(pick(names, kind, "layer_types") for kind in kinds)
     pattern = _shortest_period(pattern)
@@ -206,18 +200,105 @@ def _read_mistral(f: Fields) -> dict[str, Any]:
     return options
 
 
-def _read_qwen2(f: Fields) -> dict[str, Any]:
-    """Biases on queries, keys and values; windows only if the file says so."""
-    if not f.take("use_sliding_window", False):
+def _read_qwen(f: Fields) -> dict[str, Any]:
+    """Reads Llama's fields, with windows only if the file says so, in late layers."""
+    layers = f.look("num_hidden_layers", 0)
+    first = f.take("max_window_layers", 28)
+    if f.take("use_sliding_window", False):
+        kinds = ["full_attention"] * first + ["sliding_attention"] * layers
+        f.default("layer_types", kinds[:layers])
+    else:
         f.take("sliding_window")
-    return {**_read_llama(f), "biases": "qkv"}
+    return _read_llama(f)
+
+
+def _read_qwen2(f: Fields) -> dict[str, Any]:
+    """Biases on queries, keys and values."""
+    return {**_read_qwen(f), "biases": "qkv"}
 
 
 def _read_qwen3(f: Fields) -> dict[str, Any]:
     """RMSNorm of queries and keys per head, no biases."""
+    return {**_read_qwen(f), "qk_norm": "rmsnorm"}
+
+
+def _read_olmo2(f: Fields) -> dict[str, Any]:
+    """Norms on what sublayers give, and on queries and keys over all heads."""
+    own = {"norm_position": "output", "qk_norm": "rmsnorm_all_heads"}
+    return {**_read_llama(f), **own}
+
+
+def _read_smollm3(f: Fields) -> dict[str, Any]:
+    """Every so many layers rotate nothing; `no_rope_layers` has 0 for those."""
+    rotates, every = f.take("no_rope_layers"), f.take("no_rope_layer_interval", 4)
     if not f.take("use_sliding_window", False):
         f.take("sliding_window")
-    return {**_read_llama(f), "qk_norm": "rmsnorm"}
+    options = _read_llama(f)
+    if rotates is None:
+        rotates = [(i + 1) % every != 0 for i in range(options["num_layers"])]
+    if options["pattern"] != ("attention",):
+        raise f.refusal("layer_types", options["pattern"], "windows with 'nope' layers")
+    names = tuple("attention" if rotate else "nope" for rotate in rotates)
+    return {**options, "pattern": _shortest_period(names)}
+
+
+def _read_gemma(f: Fields) -> dict[str, Any]:
+    """Scaled embeddings, norms of 1 + weight, a GELU gate."""
+    named = f.look("hidden_activation", None) is not None
+    f.only("hidden_activation", "gelu_pytorch_tanh")
+    # Where both are given the older one is not read.
+    f.take("hidden_act") if named else f.only("hidden_act", "gelu_pytorch_tanh")
+    f.only("use_bidirectional_attention", False)
+    tied = f.take("tie_word_embeddings", True)
+    options = _read_decoder(f)
+    return {
+        **options,
+        "head": "tied" if tied else "untied",
+        "mlp": "gelu_gated",
+        "norm": "rmsnorm_plus_one",
+        "embedding_scale": options["width"] ** 0.5,
+    }
+
+
+def _default_layer_types(f: Fields, *, every: int) -> None:
+    """Sets the window on all but every so many layers, as older files mean it."""
+    layers = range(f.look("num_hidden_layers", 0))
+    names = ("full_attention", "sliding_attention")
+    f.default("layer_types", [names[(i + 1) % every != 0] for i in layers])
+
+
+def _read_gemma2(f: Fields) -> dict[str, Any]:
+    """Norms before and after each sublayer, soft caps, a scale of its own."""
+    _default_layer_types(f, every=2)
+    caps = f.take("attn_logit_softcapping"), f.take("final_logit_softcapping")
+    scalar = f.take("query_pre_attn_scalar", 256)
+    return {
+        **_read_gemma(f),
+        "norm_position": "both",
+        "attention_softcap": caps[0],
+        "logit_softcap": caps[1],
+        "attention_scale": scalar**-0.5,
+    }
+
+
+def _read_gemma3(f: Fields) -> dict[str, Any]:
+    """Norms of queries and keys, and another rotary base in layers with a window."""
+    every = f.take("sliding_window_pattern", f.take("_sliding_window_pattern", 6))
+    _default_layer_types(f, every=every)
+    rope = f.take("rope_parameters", {})
+    local = rope.get("sliding_attention", {})
+    base = local.get("rope_theta", f.take("rope_local_base_freq", 10_000.0))
+    if local.get("rope_type", "default") != "default":
+        raise f.refusal("sliding_attention.rope_type", local["rope_type"], "'default'")
+    whole = rope.get("full_attention", {})
+    inner = Fields({"rope_parameters": {"rope_theta": 1e6, **whole}}, "rope_parameters")
+    options = _read_gemma2(f)
+    return {
+        **options,
+        **_read_rope(inner, options["context_length"]),
+        "window_rope_base": float(base),
+        "qk_norm": "rmsnorm_plus_one",
+    }
 
 
 def _read_gpt2(f: Fields) -> dict[str, Any]:
@@ -281,13 +362,53 @@ def _write_mistral(m: Architecture) -> dict[str, Any]:
 
 
 def _write_qwen(m: Architecture) -> dict[str, Any]:
-    names = {"attention": "full_attention", "window": "sliding_attention"}
-    kinds = [names[m.pattern[i % len(m.pattern)]] for i in range(m.num_layers)]
     return {
         **_write_llama(m),
+        **_layer_types(m),
         "sliding_window": m.window,
         "use_sliding_window": m.window is not None,
-        "layer_types": kinds,
+    }
+
+
+def _layer_types(m: Architecture) -> dict[str, list[str]]:
+    # Whatever is no window is written as full; the reader sees if that is not so.
+    names = {"window": "sliding_attention"}
+    kinds = [m.pattern[i % len(m.pattern)] for i in range(m.num_layers)]
+    return {"layer_types": [names.get(kind, "full_attention") for kind in kinds]}
+
+
+def _write_smollm3(m: Architecture) -> dict[str, Any]:
+    kinds = [m.pattern[i % len(m.pattern)] for i in range(m.num_layers)]
+    return {
+        **_write_llama(m),
+        "no_rope_layers": [int(kind != "nope") for kind in kinds],
+        "use_sliding_window": False,
+    }
+
+
+def _write_gemma(m: Architecture) -> dict[str, Any]:
+    fields = {**_write_llama(m), "hidden_activation": "gelu_pytorch_tanh"}
+    return {**fields, "hidden_act": "gelu_pytorch_tanh"}
+
+
+def _write_gemma2(m: Architecture) -> dict[str, Any]:
+    fields = {**_write_gemma(m), **_layer_types(m), "sliding_window": m.window}
+    scale = m.attention_scale or m.head_dim**-0.5
+    return {
+        **fields,
+        "attn_logit_softcapping": m.attention_softcap,
+        "final_logit_softcapping": m.logit_softcap,
+        "query_pre_attn_scalar": round(scale**-2),
+    }
+
+
+def _write_gemma3(m: Architecture) -> dict[str, Any]:
+    fields = _write_gemma2(m)
+    local = {"rope_type": "default", "rope_theta": m.window_rope_base or m.rope_base}
+    ropes = {"full_attention": fields["rope_parameters"], "sliding_attention": local}
+    return {
+        **{k: v for k, v in fields.items() if k not in ("rope_theta", "rope_scaling")},
+        "rope_parameters": ropes,
     }
 
 
@@ -313,6 +434,11 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family("MistralForCausalLM", LLAMA, _read_mistral, _write_mistral),
     "qwen2": Family("Qwen2ForCausalLM", LLAMA, _read_qwen2, _write_qwen),
     "qwen3": Family("Qwen3ForCausalLM", LLAMA, _read_qwen3, _write_qwen),
+    "olmo2": Family("Olmo2ForCausalLM", OLMO2, _read_olmo2, _write_llama),
+    "smollm3": Family("SmolLM3ForCausalLM", LLAMA, _read_smollm3, _write_smollm3),
+    "gemma": Family("GemmaForCausalLM", LLAMA, _read_gemma, _write_gemma),
+    "gemma2": Family("Gemma2ForCausalLM", GEMMA2, _read_gemma2, _write_gemma2),
+    "gemma3_text": Family("Gemma3ForCausalLM", GEMMA2, _read_gemma3, _write_gemma3),
 }
 
 # What decides the logits; the rest (dtypes, remat, kernels, …) only computes them.
@@ -321,7 +447,8 @@ FORM = (
     *("num_kv_heads", "head_dim", "mlp_dim", "pattern", "window", "positions"),
     *("rope_base", "rope_scaling", "rope_factor", "rope_original_length", "norm"),
     *("norm_position", "norm_epsilon", "qk_norm", "mlp", "biases", "head"),
-    *("attention_softcap", "logit_softcap"),
+    *("attention_softcap", "logit_softcap", "embedding_scale", "attention_scale"),
+    "window_rope_base",
 )
 
 
@@ -374,7 +501,9 @@ def _idle(key: str, m: Architecture) -> bool:
             return m.positions != "rope"
         case "rope_scaling" | "rope_factor" | "rope_original_length":
             return m.positions != "rope" or m.rope_scaling is None
-        case "window":
+        case "attention_scale":  # the default, spelled out
+            return m.attention_scale is None or m.attention_scale == m.head_dim**-0.5
+        case "window_rope_base" | "window":
             return "window" not in m.pattern
         case _:
             return False

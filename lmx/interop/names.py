@@ -66,6 +66,23 @@ LLAMA = (
     Row("mlp/down/kernel", "model.layers.{}.mlp.down_proj.weight", "linear"),
 )
 
+_BLOCK = "model.layers.{}."
+OLMO2 = (
+    *(row for row in LLAMA if row.ours not in ("mixer_norm/scale", "mlp_norm/scale")),
+    Row("mixer_norm/scale", f"{_BLOCK}post_attention_layernorm.weight", "vector"),
+    Row("mlp_norm/scale", f"{_BLOCK}post_feedforward_layernorm.weight", "vector"),
+)
+GEMMA2 = (
+    *(row for row in LLAMA if row.ours != "mlp_norm/scale"),
+    Row(
+        "mixer_output_norm/scale", f"{_BLOCK}post_attention_layernorm.weight", "vector"
+    ),
+    Row("mlp_norm/scale", f"{_BLOCK}pre_feedforward_layernorm.weight", "vector"),
+    Row(
+        "mlp_output_norm/scale", f"{_BLOCK}post_feedforward_layernorm.weight", "vector"
+    ),
+)
+
 GPT2 = (
     Row("embedding", "transformer.wte.weight", "table"),
     Row("position_embedding", "transformer.wpe.weight", "table"),

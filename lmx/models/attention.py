@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -21,19 +23,20 @@ class Context(NamedTuple):
     Attributes:
       positions: int32 [B, L], position of each token within its document.
       segments: int32 [B, L] or None; tokens see only their own segment, 0 is padding.
-      angles: cos and sin of the rotary positions, None for other kinds of position.
+      angles: mixer → cos and sin of its rotary positions; empty where none rotates.
     """
 
     positions: jnp.ndarray
     segments: jnp.ndarray | None
-    angles: tuple[jnp.ndarray, jnp.ndarray] | None
+    angles: Mapping[str, tuple[jnp.ndarray, jnp.ndarray]]
 
 
 class Attention(nn.Module):
     """softmax(q·kᵀ/√H)·v per head (Vaswani et al. 2017, arXiv:1706.03762, eq. 1).
 
     N query heads share K key/value heads (Ainslie et al. 2023, arXiv:2305.13245).
-    `window` limits a query to that many last tokens, itself included. Without a cache
+    `mixer` is its name in the pattern: a 'window' layer limits a query to the last
+    `window` tokens, itself included, a 'nope' layer rotates nothing. Without a cache
     a query sees the earlier tokens of its row; with one, `cache` holds keys and values
     [layers, B, K, S, H] in which slot = position, and this layer's plane is `layer`;
     heads come before slots so that a step's products need no transposed copy of it.
@@ -41,12 +44,15 @@ class Attention(nn.Module):
     """
 
     config: Architecture
-    window: int | None = None
+    mixer: str = "attention"
 
     @nn.compact
     def __call__(self, x_BLD, context: Context, cache=None, layer=None):
         c = self.config
         query, key, value = self._project(x_BLD, context)
+        if c.attention_scale is not None:  # `kernels.attention` divides by sqrt(H)
+            factor = c.attention_scale * math.sqrt(c.head_dim)
+            query = (query.astype(jnp.float32) * factor).astype(query.dtype)
         if cache is None:
             index = jnp.arange(x_BLD.shape[1], dtype=jnp.int32)[None]
             query_index = key_index = jnp.broadcast_to(index, x_BLD.shape[:2])
@@ -70,7 +76,7 @@ class Attention(nn.Module):
             key_index_BS=key_index,
             query_segments_BL=segments,
             key_segments_BS=segments,
-            window=self.window,
+            window=c.window if self.mixer == "window" else None,
             softcap=c.attention_softcap,
             alibi_slopes_N=(
                 jnp.asarray(alibi_slopes(c.num_heads))
@@ -112,13 +118,23 @@ class Attention(nn.Module):
             )(x_BLD)
             y = nn.with_logical_constraint(y, ("batch", "length", axis, "head_dim"))
             if c.qk_norm and name != "value":
-                y = make_norm(c.qk_norm, c, name=f"{name}_norm", axis="head_dim")(y)
+                y = self._normalised(y, name)
             projected.append(y)
         query, key, value = projected
-        if context.angles is not None:
+        if self.mixer in context.angles:
             rotate = partial(kernels.rotate, form=kernels.select_form(c.kernels))
-            query, key = (rotate(x, *context.angles) for x in (query, key))
+            query, key = (rotate(x, *context.angles[self.mixer]) for x in (query, key))
         return query, key, value
+
+    def _normalised(self, y_BLNH, name: str):
+        """Returns queries or keys normalised, head by head or all heads at once."""
+        c = self.config
+        whole = c.qk_norm == "rmsnorm_all_heads"
+        kind = "rmsnorm" if whole else str(c.qk_norm)
+        norm = make_norm(kind, c, name=f"{name}_norm", axis="head_dim")
+        if not whole:
+            return norm(y_BLNH)
+        return norm(y_BLNH.reshape(*y_BLNH.shape[:2], -1)).reshape(y_BLNH.shape)
 
 
 def _write(cache, layer, positions_BL, key_BLKH, value_BLKH):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 
 from lmx.core.errors import pick
@@ -11,16 +13,16 @@ from lmx.models.mlp import MLP
 from lmx.models.norms import make_norm
 
 MIXERS = {
-    "attention": lambda config: Attention(config, name="attention"),
-    "window": lambda config: Attention(config, window=config.window, name="attention"),
+    "attention": Attention,
+    "window": Attention,
+    "nope": Attention,
 }
 
 
 class Block(nn.Module):
     """Mixer and MLP, each added to the residual stream.
 
-    'pre' is x + f(norm(x)) (Radford et al. 2019), 'post' norm(x + f(x)) (Vaswani et
-    al. 2017). Maps [B, L, D] to [B, L, D], and a cache to the cache written to.
+    Maps [B, L, D] to [B, L, D], and a cache to the cache written to.
     """
 
     config: Architecture
@@ -28,24 +30,37 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD, context: Context, cache=None, layer=None):
-        c = self.config
-        # After a sublayer the norm's output is the stream itself.
-        dtype = c.residual_dtype if c.norm_position == "post" else None
-        norms = [
-            make_norm(c.norm, c, name=name, dtype=dtype)
-            for name in ("mixer_norm", "mlp_norm")
-        ]
-        mix = pick(MIXERS, self.mixer, "mixer in model.pattern")(c)
-        mlp = MLP(c, name="mlp")
-        if c.norm_position == "pre":
-            mixed, cache = mix(norms[0](x_BLD), context, cache, layer)
-            x_BLD = self._keep(x_BLD + mixed, x_BLD)
-            x_BLD = self._keep(x_BLD + mlp(norms[1](x_BLD)), x_BLD)
-        else:
-            mixed, cache = mix(x_BLD, context, cache, layer)
-            x_BLD = self._keep(norms[0](x_BLD + mixed), x_BLD)
-            x_BLD = self._keep(norms[1](x_BLD + mlp(x_BLD)), x_BLD)
+        make = pick(MIXERS, self.mixer, "mixer in model.pattern")
+        mix = make(self.config, mixer=self.mixer, name="attention")
+        mlp = MLP(self.config, name="mlp")
+        x_BLD, cache = self._sublayer(
+            "mixer", x_BLD, lambda y: mix(y, context, cache, layer)
+        )
+        x_BLD, _ = self._sublayer("mlp", x_BLD, lambda y: (mlp(y), None))
         return x_BLD, cache
+
+    def _sublayer(self, name: str, x_BLD, function):
+        """Returns the stream after `function`, normalised as the config says, and what
+        `function` returns beside its output.
+
+        x + f(norm(x)) is 'pre' (Radford et al. 2019), norm(x + f(x)) 'post' (Vaswani et
+        al. 2017), x + norm(f(x)) 'output' (OLMo 2, arXiv:2501.00656), and
+        x + norm(f(norm(x))) 'both' (Gemma 2, arXiv:2408.00118).
+        """
+        c, position = self.config, self.config.norm_position
+        norm = partial(make_norm, c.norm, c)
+        # What is added to the stream, or is the stream itself, has its dtype.
+        wide = partial(norm, dtype=c.residual_dtype)
+        inward = position in ("pre", "both")
+        y_BLD, rest = function(norm(name=f"{name}_norm")(x_BLD) if inward else x_BLD)
+        if position == "both":
+            y_BLD = wide(name=f"{name}_output_norm")(y_BLD)
+        elif position == "output":
+            y_BLD = wide(name=f"{name}_norm")(y_BLD)
+        y_BLD = x_BLD + y_BLD
+        if position == "post":
+            y_BLD = wide(name=f"{name}_norm")(y_BLD)
+        return self._keep(y_BLD, x_BLD), rest
 
     def _keep(self, value, stream):
         """Returns `value` in the stream's dtype and on its devices."""

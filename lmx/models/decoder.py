@@ -63,9 +63,10 @@ class Decoder(nn.Module):
         if positions is None:
             row = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
             positions = jnp.broadcast_to(row, tokens_BL.shape)
-        angles = None
+        angles = {}
         if c.positions == "rope":
-            angles = rotary_angles(positions, c)
+            turned = sorted({*c.pattern} - {"nope"})
+            angles = {m: rotary_angles(positions, c, mixer=m) for m in turned}
         context = Context(positions, segment_ids, angles)
         x_BLD = self._embed(tokens_BL, positions)
         written = {}
@@ -79,7 +80,7 @@ class Decoder(nn.Module):
                 stack = _scan(c, repeats)(c, pattern, name=name)
                 carry, _ = stack(carry, layers, context)
             x_BLD, written[name] = carry
-        if c.norm_position == "pre":
+        if c.norm_position != "post":
             x_BLD = make_norm(c.norm, c, name="final_norm")(x_BLD)
         return x_BLD if cache is None else (x_BLD, written)
 
@@ -100,6 +101,8 @@ class Decoder(nn.Module):
         # Rows are looked up whole: gather the width first where it is split.
         embedding = nn.with_logical_constraint(embedding, ("vocab", "features"))
         x_BLD = embedding[tokens_BL]
+        if c.embedding_scale is not None:
+            x_BLD = x_BLD * c.embedding_scale
         if c.positions == "learned":
             rows = table("position_embedding", c.context_length, "position")
             x_BLD = x_BLD + rows[positions_BL]

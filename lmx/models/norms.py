@@ -46,6 +46,19 @@ class RMSNorm(Norm):
         return kernels.rms_norm(x, scale, epsilon=self.epsilon, dtype=self.dtype)
 
 
+class RMSNormPlusOne(Norm):
+    """x / sqrt(mean(x²) + ε) · (1 + scale), as Gemma has it (arXiv:2403.08295).
+
+    The stored weights are near 0, so that weight decay pulls the factor to 1.
+    """
+
+    @nn.compact
+    def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
+        scale = self._vector("scale", x.shape[-1], nn.initializers.zeros)
+        scale = 1 + scale.astype(jnp.float32)
+        return kernels.rms_norm(x, scale, epsilon=self.epsilon, dtype=self.dtype)
+
+
 class LayerNorm(Norm):
     """(x − mean) / sqrt(variance + ε) · scale + bias (Ba et al. 2016, 1607.06450).
 
@@ -64,7 +77,11 @@ class LayerNorm(Norm):
         return y.astype(self.dtype)
 
 
-NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+NORMS = {
+    "rmsnorm": RMSNorm,
+    "layernorm": LayerNorm,
+    "rmsnorm_plus_one": RMSNormPlusOne,
+}
 
 
 def make_norm(

@@ -19,16 +19,19 @@ from lmx.core.schema import Architecture
 LLAMA3_LOW, LLAMA3_HIGH = 1.0, 4.0
 
 
-def rotary_frequencies(config: Architecture) -> np.ndarray:
+def rotary_frequencies(config: Architecture, *, mixer: str) -> np.ndarray:
     """Returns the radians a position turns each pair by, float64 [H / 2].
 
     base^(−2i/H) (Su et al. 2021, arXiv:2104.09864, eq. 15); 'linear' scaling divides
     all by the factor (Chen et al. 2023, arXiv:2306.15595), 'llama3' those that turn
-    less than once or so in the original context (Llama 3.1's published code).
+    less than once or so in the original context (Llama 3.1's published code). Layers of
+    `mixer` 'window' may have a base of their own, which is not scaled.
     """
     H = config.head_dim
-    frequencies = config.rope_base ** (-np.arange(0, H, 2, dtype=np.float64) / H)
-    if config.rope_scaling is None:
+    own = config.window_rope_base if mixer == "window" else None
+    base = config.rope_base if own is None else own
+    frequencies = base ** (-np.arange(0, H, 2, dtype=np.float64) / H)
+    if config.rope_scaling is None or own is not None:
         return frequencies
     slow = frequencies / config.rope_factor
     if config.rope_scaling == "linear":
@@ -39,14 +42,14 @@ def rotary_frequencies(config: Architecture) -> np.ndarray:
     return keep * frequencies + (1 - keep) * slow
 
 
-def rotary_angles(positions_BL: jnp.ndarray, config: Architecture):
+def rotary_angles(positions_BL: jnp.ndarray, config: Architecture, *, mixer: str):
     """Returns cos and sin, float32 [B, L, 1, H], of position · frequency.
 
     Entries i and i + H/2 are equal, as published Llama-style weights pair halves rather
     than neighbours. The barrier keeps the compiler from computing them again wherever
     they are used.
     """
-    frequencies = np.tile(rotary_frequencies(config), 2).astype(np.float32)
+    frequencies = np.tile(rotary_frequencies(config, mixer=mixer), 2).astype(np.float32)
     angles = positions_BL[:, :, None, None] * frequencies
     return lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
 

@@ -169,7 +169,9 @@ def parameter_count(c: Architecture) -> int:
     heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     attention = c.width * (2 * heads + 2 * kv_heads)
     attention += (heads + 2 * kv_heads) * qkv_bias + c.width * linear_bias
-    if c.qk_norm:
+    if c.qk_norm == "rmsnorm_all_heads":
+        attention += heads + kv_heads
+    elif c.qk_norm:
         attention += (
             2 * c.head_dim * (2 if c.qk_norm == "layernorm" and linear_bias else 1)
         )
@@ -177,8 +179,9 @@ def parameter_count(c: Architecture) -> int:
     mlp = (ups + 1) * c.width * c.mlp_dim + (ups * c.mlp_dim + c.width) * linear_bias
     tables = c.vocab_size * c.width * (1 if c.head == "tied" else 2)
     tables += c.context_length * c.width if c.positions == "learned" else 0
-    final = norm if c.norm_position == "pre" else 0
-    return tables + c.num_layers * (attention + mlp + 2 * norm) + final
+    final = norm if c.norm_position != "post" else 0
+    norms = (4 if c.norm_position == "both" else 2) * norm
+    return tables + c.num_layers * (attention + mlp + norms) + final
 
 
 def _check(c: Architecture, *, heads_divide: bool) -> None:
@@ -190,6 +193,10 @@ def _check(c: Architecture, *, heads_divide: bool) -> None:
         cap = getattr(c, name)
         if cap is not None and not cap > 0:
             raise UserError(f"model.{name}={cap} must be above 0, or None for no cap")
+    for name in ("embedding_scale", "attention_scale", "window_rope_base"):
+        value = getattr(c, name)
+        if value is not None and not value > 0:
+            raise UserError(f"model.{name}={value} must be above 0, or None")
     if heads_divide and c.width % c.num_heads:
         divisors = [n for n in range(1, c.width + 1) if c.width % n == 0]
         near = min(divisors, key=lambda n: abs(n - c.num_heads))

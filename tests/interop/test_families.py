@@ -15,7 +15,7 @@ import pytest
 
 from lmx import load
 from lmx.core.errors import UserError
-from lmx.interop.hf_config import FAMILIES
+from lmx.interop.hf_config import FAMILIES, read_config
 from lmx.interop.pretrained import open_pretrained
 from lmx.interop.safetensors_file import Safetensors
 from lmx.models.decoder import Decoder, head_logits
@@ -88,6 +88,31 @@ CASES = {
         },
     ),
     "qwen3": ("Qwen3", {**SMALL, "head_dim": 16}),
+    "olmo2": ("Olmo2", SMALL),
+    "smollm3": ("SmolLM3", {**SMALL, "no_rope_layer_interval": 2}),
+    "gemma": ("Gemma", {**SMALL, "head_dim": 16}),
+    "gemma2": (
+        "Gemma2",
+        {
+            **SMALL,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 8,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma3_text": (
+        "Gemma3Text",
+        {
+            **SMALL,
+            "num_hidden_layers": 7,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 8,
+            "final_logit_softcapping": None,
+        },
+    ),
 }
 
 
@@ -206,8 +231,35 @@ def test_greedy_text_is_that_of_transformers(published):
 
 
 def test_every_family_is_tried():
-    tried = {transformers_name.lower() for transformers_name, _ in CASES.values()}
-    assert tried == set(FAMILIES)
+    assert {name.lower() for name, _ in CASES.values()} == {
+        name.replace("_", "") for name in FAMILIES
+    }
+
+
+@pytest.mark.parametrize(
+    ("case", "gone", "given"),
+    [
+        ("gemma2", ("layer_types",), {}),
+        ("gemma3_text", ("layer_types",), {}),
+        ("qwen2_windows", ("layer_types",), {"max_window_layers": 1}),
+        ("llama3.1", ("rope_parameters",), {"rope_theta": 1e4, "rope_scaling": LLAMA3}),
+    ],
+)
+def test_files_of_older_versions_mean_the_same(tmp_path, case, gone, given):
+    name, options = CASES[case]
+    fields = getattr(transformers, f"{name}Config")(**options).to_dict()
+    _, new = read_config(fields, "new")
+    old = {k: v for k, v in fields.items() if k not in gone} | given
+    if given.get("rope_scaling"):
+        scaling = {k: v for k, v in LLAMA3.items() if k != "rope_theta"}
+        old["rope_scaling"] = scaling
+    assert read_config(old, "old") == (fields["model_type"], new)
+
+
+def test_a_window_that_no_layer_is_said_to_have_is_refused():
+    fields = {**SMALL, "model_type": "llama", "sliding_window": 8}
+    with pytest.raises(UserError, match="sliding_window=8"):
+        read_config(fields, "x")
 
 
 @pytest.mark.parametrize(
