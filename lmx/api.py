@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -48,20 +49,25 @@ class LanguageModel:
         chat_template: str | None = None,
     ):
         self.config = config
-        self.model = model = resolve(config.model)
+        self.model = resolve(config.model)
         self.params = params
         self.tokenizer = tokenizer
         self.step = step
         self.chat_template = chat_template
         self._template: ChatTemplate | None = None
-        self._generator = Generator(
-            model,
-            params,
+        self._logits: Callable | None = None
+
+    @functools.cached_property
+    def _generator(self) -> Generator:
+        """Made when first used: it keeps copies of the weights."""
+        tokenizer = self.tokenizer
+        return Generator(
+            self.model,
+            self.params,
             eos_id=tokenizer.eos_id,
             pad_id=tokenizer.pad_id,
             bos_id=tokenizer.bos_id,
         )
-        self._logits: Callable | None = None
 
     @overload
     def generate(self, prompt: str, **sampling: Any) -> str: ...

@@ -29,6 +29,11 @@ class ModelConfig:
         "Parameter budget, such as '10m' or '1.5b'; derives each of width, num_layers "
         "and num_heads that is None.",
     )
+    init_from: str | None = knob(
+        None,
+        "Start from the weights of this workdir, Hugging Face directory, Hub name or "
+        ".gguf file; shape and tokenizer are then its own.",
+    )
     vocab_size: int | None = knob(
         None, "Rows of the embedding; None takes the tokenizer's vocabulary."
     )

@@ -26,8 +26,8 @@ from lmx.interop.weights import published
 
 FORMATS = ("hf", "gguf")
 GGUF_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
-HF_DTYPES = {
-    str(dtype): dtype for dtype in (DTYPES["F32"], DTYPES["F16"], DTYPES["BF16"])
+HF_DTYPES: dict[str, np.dtype] = {
+    str(DTYPES[code]): DTYPES[code] for code in ("F32", "F16", "BF16")
 }
 
 
@@ -82,10 +82,11 @@ def _write_directory(folder: Path, dtype, model, params, tokenizer, template) ->
     }
     if not tokenizer.prefix_ids and tokenizer.bos_id == tokenizer.eos_id:
         ids["bos_token_id"] = None
-    _write_json(folder / "config.json", {**config, **ids, "torch_dtype": dtype})
+    _write_json(folder / "config.json", {**config, **ids, "dtype": dtype})
     _write_json(folder / "generation_config.json", ids)
     write_safetensors(folder, published(model, FAMILIES[family].rows, params), number)
-    (folder / "tokenizer.json").write_text(tokenizer.content, encoding="utf8")
+    text = with_prefix(tokenizer)
+    (folder / "tokenizer.json").write_text(text, encoding="utf8")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.context_length,
@@ -98,6 +99,23 @@ def _write_directory(folder: Path, dtype, model, params, tokenizer, template) ->
         settings["chat_template"] = template
         (folder / "chat_template.jinja").write_text(template, encoding="utf8")
     _write_json(folder / "tokenizer_config.json", settings)
+
+
+def with_prefix(tokenizer: Tokenizer) -> str:
+    """Returns the text of a tokenizer.json that begins texts as `tokenizer` does."""
+    import tokenizers
+
+    backend = tokenizers.Tokenizer.from_str(tokenizer.content)
+    prefix = list(tokenizer.prefix_ids)
+    if not prefix or backend.encode("a").ids[: len(prefix)] == prefix:
+        return tokenizer.content
+    bos = str(tokenizer.token(tokenizer.bos_id))
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=[bos, "$A"],
+        pair=[bos, "$A", f"{bos}:1", "$B:1"],
+        special_tokens=[(bos, tokenizer.bos_id)],
+    )
+    return backend.to_str(pretty=True)
 
 
 def _write_gguf(folder: Path, dtype, model, params, tokenizer, template) -> None:

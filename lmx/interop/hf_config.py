@@ -8,6 +8,7 @@ that no field is ever dropped in silence.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -54,11 +55,14 @@ HARMLESS = {
 }
 
 
+LARGEST = 2**31  # no size of a model reaches it
+
+
 class Fields:
     """The fields of a config.json, each taken once."""
 
-    def __init__(self, values: Mapping[str, Any], where: str):
-        self._left, self._where = dict(values), where
+    def __init__(self, values: Mapping[str, Any], where: str, prefix: str = ""):
+        self._left, self.where, self._prefix = dict(values), where, prefix
 
     def take(self, name: str, default: Any = None) -> Any:
         """Returns the field `name`; `default` where it is missing or null."""
@@ -78,9 +82,23 @@ class Fields:
     def number(self, name: str, default: int | None = None) -> int:
         """Returns a whole number above 0, or refuses the field."""
         value = self.take(name, default)
-        if type(value) is not int or value < 1:
+        if type(value) is not int or not 0 < value < LARGEST:
             raise self.refusal(name, value, "a whole number above 0 is due")
         return value
+
+    def real(self, name: str, default: float | None = None) -> float:
+        """Returns a finite number above 0, or refuses the field."""
+        value = self.take(name, default)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise self.refusal(name, value, "a finite number above 0 is due")
+        return float(value)
+
+    def table(self, name: str) -> dict[str, Any]:
+        """Returns a field that is a table, empty where it is missing."""
+        value = self.take(name, {})
+        if not isinstance(value, dict):
+            raise self.refusal(name, value, "a table is due")
+        return dict(value)
 
     def only(self, name: str, *supported: Any) -> None:
         """Takes `name`, which must have a supported value; the first is the default."""
@@ -98,7 +116,8 @@ class Fields:
     def refusal(self, name: str, value: Any, why: str) -> UserError:
         """Returns the error that refuses a field."""
         return UserError(
-            f"{self._where}: {name}={value!r:.60} cannot be imported; {why}"
+            f"{self.where}: {self._prefix}{name}={value!r:.60} cannot be imported; "
+            f"{why}"
         )
 
 
@@ -139,8 +158,8 @@ def _read_decoder(f: Fields) -> dict[str, Any]:
         "num_kv_heads": f.number("num_key_value_heads", heads),
         "head_dim": f.number("head_dim", max(1, width // heads)),
         "mlp_dim": f.number("intermediate_size"),
-        "norm_epsilon": float(f.take("rms_norm_eps", 1e-6)),
-        "init_scale": float(f.take("initializer_range", 0.02)),
+        "norm_epsilon": f.real("rms_norm_eps", 1e-6),
+        "init_scale": f.real("initializer_range", 0.02),
         "head": "tied" if f.take("tie_word_embeddings", False) else "untied",
         **_read_rope(f, length),
         **_read_windows(f),
@@ -149,35 +168,35 @@ def _read_decoder(f: Fields) -> dict[str, Any]:
 
 def _read_rope(f: Fields, length: int) -> dict[str, Any]:
     """Returns base and scaling; new files have both in `rope_parameters`."""
-    base = f.take("rope_theta", 10_000.0)
-    rope = {**f.take("rope_scaling", {}), **f.take("rope_parameters", {})}
-    base = rope.pop("rope_theta", base)
-    kind = rope.pop("rope_type", rope.pop("type", "default"))
-    rope.pop("type", None)
-    options: dict[str, Any] = {"rope_base": float(base)}
+    base = f.real("rope_theta", 10_000.0)
+    rope = {"rope_theta": base, **f.table("rope_scaling"), **f.table("rope_parameters")}
+    if "type" in rope:
+        rope["rope_type"] = rope.pop("type")
+    inner = Fields(rope, f.where, "rope_parameters.")
+    kind = inner.take("rope_type", "default")
+    options: dict[str, Any] = {"rope_base": inner.real("rope_theta")}
     if kind in ("linear", "llama3"):
-        options |= {"rope_scaling": kind, "rope_factor": float(rope.pop("factor", 1.0))}
+        options |= {"rope_scaling": kind, "rope_factor": inner.real("factor")}
     elif kind != "default":
-        raise f.refusal("rope_type", kind, "lmx can express 'linear' and 'llama3'")
+        raise inner.refusal("rope_type", kind, "lmx can express 'linear' and 'llama3'")
     if kind == "llama3":
-        options["rope_original_length"] = rope.pop(
-            "original_max_position_embeddings", length
-        )
-        bounds = rope.pop("low_freq_factor", 1.0), rope.pop("high_freq_factor", 4.0)
-        if bounds != (1.0, 4.0):
-            raise f.refusal("low/high_freq_factor", bounds, "lmx can express (1, 4)")
-    if rope:
-        name = next(iter(rope))
-        raise f.refusal(f"rope_parameters.{name}", rope[name], "lmx does not know it")
+        own = inner.number("original_max_position_embeddings", length)
+        options["rope_original_length"] = own
+        inner.only("low_freq_factor", 1.0)
+        inner.only("high_freq_factor", 4.0)
+    inner.finish()
     return options
 
 
 def _read_windows(f: Fields) -> dict[str, Any]:
     """Returns the layer pattern: one kind for all, or one for each layer."""
-    window, kinds = f.take("sliding_window"), f.take("layer_types")
+    kinds = f.take("layer_types")
+    window = f.number("sliding_window") if f.look("sliding_window", None) else None
     if kinds is None and window is not None:
         raise f.refusal("sliding_window", window, "no layer_types say where it is")
     kinds = ["full_attention"] if kinds is None else kinds
+    if not isinstance(kinds, list) or not all(isinstance(k, str) for k in kinds):
+        raise f.refusal("layer_types", kinds, "a list of names is due")
     names = {"full_attention": "attention", "sliding_attention": "window"}
     pattern = tuple(pick(names, kind, "layer_types") for kind in kinds)
     pattern = _shortest_period(pattern)
@@ -318,8 +337,8 @@ def _read_gpt2(f: Fields) -> dict[str, Any]:
         "num_layers": f.number("n_layer"),
         "num_heads": f.number("n_head"),
         "mlp_dim": f.number("n_inner", 4 * width),
-        "norm_epsilon": float(f.take("layer_norm_epsilon", 1e-5)),
-        "init_scale": float(f.take("initializer_range", 0.02)),
+        "norm_epsilon": f.real("layer_norm_epsilon", 1e-5),
+        "init_scale": f.real("initializer_range", 0.02),
         "positions": "learned",
         "norm": "layernorm",
         "mlp": "gelu",

@@ -67,6 +67,7 @@ def logit_parity(folder: Path, params: Any, model: Architecture) -> dict[str, An
     import torch
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,

@@ -103,7 +103,9 @@ def _open_directory(folder: Path) -> Pretrained:
             row._replace(theirs=row.theirs.removeprefix("transformer.")) for row in rows
         ]
     tokenizer, template = _directory_tokenizer(folder, values)
-    return Pretrained(folder, _float32(config), rows, source, tokenizer, template)
+    return _checked(
+        Pretrained(folder, _float32(config), rows, source, tokenizer, template)
+    )
 
 
 def _open_gguf(path: Path) -> Pretrained:
@@ -112,7 +114,18 @@ def _open_gguf(path: Path) -> Pretrained:
     text, ids = tokenizer_json(file.metadata)
     template = file.metadata.get("tokenizer.chat_template")
     tokenizer = _tokenizer(text, ids, str(path))
-    return Pretrained(path, _float32(config), rows, file, tokenizer, template)
+    return _checked(Pretrained(path, _float32(config), rows, file, tokenizer, template))
+
+
+def _checked(found: Pretrained) -> Pretrained:
+    """Returns `found`, whose embedding must have a row for each token."""
+    rows, tokens = found.model.vocab_size, found.tokenizer.vocab_size
+    if tokens > rows:
+        raise DataError(
+            f"{found.where}: the tokenizer has {tokens} tokens and the embedding "
+            f"{rows} rows; it is another model's tokenizer"
+        )
+    return found
 
 
 def _float32(config: ModelConfig) -> Architecture:
@@ -132,7 +145,7 @@ def _directory_tokenizer(
             f"{f' (it has {others[0]})' if others else ''}; save it with a fast "
             "tokenizer of transformers, which writes one"
         )
-    text = file.read_text(encoding="utf8")
+    text = _read_text(file)
     settings_file = folder / "tokenizer_config.json"
     settings = _read_json(settings_file) if settings_file.exists() else {}
     import tokenizers
@@ -148,15 +161,21 @@ def _directory_tokenizer(
         index = backend.token_to_id(token) if isinstance(token, str) else None
         if index is None:
             index = config.get(f"{name}_token_id")
-        ids[f"{name}_id"] = index[0] if isinstance(index, list) else index
+        # Of several the first: lmx ends a text at one token.
+        index = index[0] if isinstance(index, list) and index else index
+        known = type(index) is int and 0 <= index < 2**31 and backend.id_to_token(index)
+        ids[f"{name}_id"] = index if known else None
     begins = backend.encode("a").ids[:1] == [ids["bos_id"]]
     template = settings.get("chat_template")
     jinja = folder / "chat_template.jinja"
     if jinja.exists():
-        template = jinja.read_text(encoding="utf8")
+        template = _read_text(jinja)
     if isinstance(template, list):  # several by name
-        named = {t.get("name"): t.get("template") for t in template}
-        template = named.get("default")
+        tables = [entry for entry in template if isinstance(entry, dict)]
+        named = {entry.get("name"): entry.get("template") for entry in tables}
+        template = named.get("default", template)
+    if template is not None and not isinstance(template, str):
+        raise DataError(f"{settings_file}: chat_template={template!r:.60} is no text")
     return _tokenizer(text, {**ids, "add_bos": begins}, str(file)), template
 
 
@@ -174,6 +193,13 @@ def _tokenizer(text: str, ids: Mapping[str, Any], where: str) -> Tokenizer:
         "prefix_ids": [bos] if ids["add_bos"] else [],
     }
     return Tokenizer(text, meta)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ duplicate names. Data is memory-mapped, so a tensor costs memory while it is use
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import os
@@ -13,17 +14,17 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from lmx.core.errors import DataError
 from lmx.core.workdir import write_atomic
 
-DTYPES = {
+DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BF16": np.dtype(jnp.bfloat16),
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
     "I16": np.dtype(np.int16),
@@ -31,6 +32,7 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+MOST_AXES, LONGEST_AXIS = 16, 2**40
 LARGEST_HEADER = 100_000_000  # bytes; that of the format's own library
 SHARD_BYTES = 5_000_000_000
 INDEX = "model.safetensors.index.json"
@@ -64,6 +66,10 @@ class SafetensorsFile:
                 header = file.read(length)
         except OSError as error:
             raise DataError(f"{self.path}: {error.strerror}") from error
+        except ValueError as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{self.path!r} is no name of a file: {error}") from None
         self.entries = self._entries(header, 8 + length, size)
 
     def read(self, name: str) -> np.ndarray:
@@ -105,17 +111,21 @@ class SafetensorsFile:
             whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
         except (KeyError, TypeError, ValueError):
             raise self._wrong(f"{name!r} is not described: {facts!r:.80}") from None
+        whole = (
+            whole and len(shape) <= MOST_AXES and max(shape, default=0) < LONGEST_AXIS
+        )
         if not whole or math.prod(shape) * dtype.itemsize != end - start:
             raise self._wrong(
-                f"{name!r} of shape {shape} has bytes {start}..{end}, which do not fit"
+                f"{name!r} of shape {shape!s:.80} has bytes {start!s:.24}..{end!s:.24},"
+                " which do not fit"
             )
         return Entry(dtype, shape, base + start), base + end
 
     def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(pairs)
         if len(table) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            counts = collections.Counter(name for name, _ in pairs)
+            twice = next(name for name, n in counts.items() if n > 1)
             raise self._wrong(f"{twice!r} is in its header twice")
         return table
 
@@ -159,7 +169,10 @@ class Safetensors:
         try:
             wanted = json.loads(index.read_text(encoding="utf8"))["weight_map"]
             shards = sorted({Path(file).name for file in wanted.values()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            *(OSError, ValueError, KeyError, TypeError, AttributeError),
+            RecursionError,
+        ) as error:
             raise DataError(f"{index} is not an index of shards: {error}") from None
         # A name with a folder in it would lead out of the directory.
         files = {name: SafetensorsFile(folder / name) for name in shards}
@@ -168,6 +181,10 @@ class Safetensors:
             home[name] = files[Path(file).name]
             if name not in home[name].entries:
                 raise DataError(f"{index}: {file} has no tensor {name!r}")
+        for shard, file in files.items():
+            spare = next((name for name in file.entries if name not in home), None)
+            if spare is not None:
+                raise DataError(f"{index} does not name {spare!r}, which {shard} holds")
         return home
 
 
@@ -217,6 +234,7 @@ def _write_shard(path: Path, tensors, dtype: np.dtype, code: str) -> None:
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape, make in tensors:
-            value = np.ascontiguousarray(make(), dtype)
+            value = np.asarray(make(), dtype)
             assert value.shape == tuple(shape), (name, value.shape, shape)
-            file.write(value.view(np.uint8).data if value.size else b"")
+            flat = np.ascontiguousarray(value.reshape(-1))
+            file.write(flat.view(np.uint8).data if flat.size else b"")

@@ -88,6 +88,11 @@ def read_params(
     """
     import jax.numpy as jnp
 
+    if model.num_layers > len(source.names()):
+        raise DataError(
+            f"{say_where} lacks layers: it has {len(source.names())} tensors, and its "
+            f"config {model.num_layers} layers"
+        )
     wanted = pieces(model, rows)
     _check_names(model, wanted, source, say_where)
     dtype = jnp.dtype(model.param_dtype)
@@ -186,6 +191,8 @@ def _from_theirs(model, piece: Piece, value: np.ndarray, where: str) -> np.ndarr
         raise DataError(
             f"{where}: {piece.theirs} has shape {value.shape} where {expected} is due"
         )
+    if not np.isfinite(value).all():
+        raise DataError(f"{where}: {piece.theirs} holds values that are not finite")
     if layout == "turned":
         value = _interleave(value, model.head_dim, undo=True)
     if layout in ("linear", "turned"):

@@ -246,26 +246,40 @@ def attention(
     if query_segments_BL is not None and key_segments_BS is not None:
         mask_BLS &= query_segments_BL[:, :, None] == key_segments_BS[:, None, :]
         mask_BLS &= query_segments_BL[:, :, None] != 0
-    plain = softcap is None and alibi_slopes_N is None and q_BLNH.shape[1] > 1
+    plain = softcap is None and alibi_slopes_N is None
     if form == "cpu" and plain and jnp.dtype(softmax_dtype) == jnp.float32:
         return _attention_cpu(q_BLNH, k_BSKH, v_BSKH, mask_BLS)
 
     B, L, N, H = q_BLNH.shape
-    K = k_BSKH.shape[2]
-    q_BLKGH = q_BLNH.reshape(B, L, K, N // K, H)
-    s_BKGLS = jnp.einsum(
-        "BLKGH,BSKH->BKGLS", q_BLKGH, k_BSKH, preferred_element_type=jnp.float32
-    ).astype(softmax_dtype) * (1 / math.sqrt(H))
+    S, K = k_BSKH.shape[1:3]
+    s_BKGLS = _scores(q_BLNH, k_BSKH, form).astype(softmax_dtype) * (1 / math.sqrt(H))
     if softcap is not None:
         s_BKGLS = softcap * jnp.tanh(s_BKGLS / softcap)
     if alibi_slopes_N is not None:
         slopes_KG11 = alibi_slopes_N.reshape(K, N // K, 1, 1).astype(softmax_dtype)
         s_BKGLS += slopes_KG11 * distance_BLS[:, None, None]
     p_BKGLS = _softmax(s_BKGLS, mask_BLS[:, None, None]).astype(v_BSKH.dtype)
+    if form == "cpu":
+        p = p_BKGLS.reshape(B * K, -1, S)
+        return _heads(_batched("zms,zsh->zmh", p, _rows(v_BSKH, K), q_BLNH.dtype), B, L)
     o_BLKGH = jnp.einsum(
         "BKGLS,BSKH->BLKGH", p_BKGLS, v_BSKH, preferred_element_type=jnp.float32
     )
     return o_BLKGH.reshape(B, L, N, H).astype(q_BLNH.dtype)
+
+
+def _scores(q_BLNH, k_BSKH, form: str) -> jax.Array:
+    """Returns the products of queries and keys, float32 [B, K, G, L, S]."""
+    B, L, N, H = q_BLNH.shape
+    S, K = k_BSKH.shape[1:3]
+    if form == "cpu":
+        # Of other layouts some have no bfloat16 product, which shows at run time.
+        s = _batched("zmh,zsh->zms", _rows(q_BLNH, K), _rows(k_BSKH, K), jnp.float32)
+        return s.reshape(B, K, N // K, L, S)
+    q_BLKGH = q_BLNH.reshape(B, L, K, N // K, H)
+    return jnp.einsum(
+        "BLKGH,BSKH->BKGLS", q_BLKGH, k_BSKH, preferred_element_type=jnp.float32
+    )
 
 
 def _softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:

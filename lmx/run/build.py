@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from jax import lax
 
 from lmx.core.errors import DataError, UserError, pick
@@ -26,11 +27,12 @@ from lmx.models.sizes import resolve
 from lmx.parallel.mesh import make_mesh
 from lmx.parallel.partition import Partition
 from lmx.parallel.rules import RULES
+from lmx.run.start import start_params
 from lmx.training.losses import vocabulary_pieces
 from lmx.training.metrics import WRITERS
 from lmx.training.objective import OBJECTIVES, Objective
 from lmx.training.optimizers import Optimizer, make_optimizer
-from lmx.training.state import TrainState, init_state
+from lmx.training.state import TrainState, init_state, state_of
 from lmx.training.step import eval_step, train_step
 
 
@@ -71,13 +73,26 @@ class Experiment:
 
     def init(self) -> TrainState:
         """Returns the first state, initialised on the devices it belongs to."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        params = start_params(self.config)
+        if params is not None:
+            placed = jax.tree.map(
+                lambda x, like: jax.device_put(
+                    np.asarray(x, like.dtype), like.sharding
+                ),
+                params,
+                self.abstract_state.params,
+            )
+            begin = partial(
+                state_of, optimizer=self.optimizer, config=self.config.optim
+            )
+            return self.partition.jit(begin, out=shardings)(placed)
         make = partial(
             init_state,
             decoder=Decoder(self.model),
             optimizer=self.optimizer,
             config=self.config.optim,
         )
-        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         return self.partition.jit(make, out=shardings)(jax.random.key(self.config.seed))
 
     def step_function(self) -> Callable:

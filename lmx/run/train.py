@@ -13,6 +13,7 @@ from lmx.core import config as configs
 from lmx.core.errors import DataError, Preempted, UserError
 from lmx.core.schema import ExperimentConfig
 from lmx.core.workdir import claim, write_atomic
+from lmx.run.start import adopted
 
 Say = Callable[[str], None]
 SUMMARY = "summary.json"
@@ -27,6 +28,7 @@ def train(config: ExperimentConfig, workdir: str | Path, *, say: Say = print) ->
     from lmx.training.checkpoints import Checkpoints
     from lmx.training.preemption import Preemption
 
+    config = adopted(config)
     with (
         claim(workdir) as folder,
         Preemption() as preemption,

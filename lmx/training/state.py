@@ -39,6 +39,11 @@ def init_state(
     """Returns the state before the first step; `rng` decides the initial weights."""
     tokens = jnp.zeros((1, min(8, decoder.config.context_length)), jnp.int32)
     params = nn.meta.unbox(decoder.init(rng, tokens)["params"])
+    return state_of(params, optimizer, config)
+
+
+def state_of(params: Any, optimizer: Optimizer, config: OptimConfig) -> TrainState:
+    """Returns the state before the first step from `params`."""
     averaged = config.ema_decay is not None or config.name == "schedule_free_adamw"
     return TrainState(
         step=jnp.zeros((), jnp.int32),

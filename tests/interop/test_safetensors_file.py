@@ -237,7 +237,7 @@ def test_a_header_that_is_no_table_is_refused(tmp_path, header, reason):
         ({"a": described(shape=("2",))}, "'a' of shape"),
         ({"a": described(shape=(float("nan"),))}, "'a' of shape"),
         ({"a": described(shape=(2**60,))}, "'a' of shape"),
-        ({"a": described(0, 2**62, (2**60,))}, "end at byte"),
+        ({"a": described(0, 2**62, (2**60,))}, "which do not fit"),
         ({"a": described(shape=(2**60,) * 4)}, "'a' of shape"),
         ({"a": described(0, 8, (2**62, 4, 2))}, "'a' of shape"),
         ({"a": described(dtype="F31")}, "'a' is not described"),

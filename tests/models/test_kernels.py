@@ -125,6 +125,38 @@ def test_rms_norm_and_its_gradients_equal_numpy(dtype, shape):
         assert relative_error(got, expected) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (9, 3), (6, 1)])
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_a_step_of_decoding_runs_in_bfloat16_from_a_cache(rows, heads, softcap):
+    """Keys come turned from a cache [B, K, S, H]; not every such product exists."""
+    (N, K), S, H = heads, 32, 16
+    q = normal(0, (rows, 1, N, H), "bfloat16")
+    cache = normal(1, (rows, K, S, H), "bfloat16")
+
+    @jax.jit
+    def run(q, cache):
+        key = cache.transpose(0, 2, 1, 3)
+        return kernels.attention(
+            q,
+            key,
+            key,
+            form="cpu",
+            query_index_BL=jnp.full((rows, 1), S - 1),
+            key_index_BS=jnp.broadcast_to(jnp.arange(S), (rows, S)),
+            softcap=softcap,
+        )
+
+    got = run(q, cache)
+    q, cache = np.asarray(q, np.float64), np.asarray(cache, np.float64)
+    keys = np.repeat(cache, N // K, axis=1)
+    scores = np.einsum("bnh,bnsh->bns", q[:, 0], keys) / np.sqrt(H)
+    scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = np.einsum("bns,bnsh->bnh", p / p.sum(-1, keepdims=True), keys)
+    assert relative_error(got[:, 0], expected) < TOLERANCE["bfloat16"]
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_rotation_and_its_gradient_equal_numpy(form, dtype):

@@ -1,0 +1,74 @@
+"""What training starts from: nothing, or the weights of another model.
+
+`model.init_from` names a workdir, a Hugging Face directory, a Hub name or a GGUF file.
+Its shape and its tokenizer then take the place of those of the experiment; precision,
+context and everything outside the model stay the experiment's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lmx.core import config as configs
+from lmx.core.errors import UserError
+from lmx.core.schema import ExperimentConfig, ModelConfig
+
+# How a model is computed, which stays as the experiment has it.
+OWN = (
+    *("context_length", "param_dtype", "compute_dtype", "residual_dtype"),
+    *("softmax_dtype", "layer_loop", "remat", "kernels", "init_from"),
+)
+
+
+def adopted(config: ExperimentConfig) -> ExperimentConfig:
+    """Returns `config` with the shape and tokenizer of the model it starts from.
+
+    Raises:
+      UserError: there is no such model, or its positions do not fit the context.
+    """
+    name = config.model.init_from
+    if name is None:
+        return config
+    folder = Path(name)
+    if (folder / "checkpoints").is_dir():
+        text = (folder / "config.json").read_text(encoding="utf8")
+        source: ModelConfig = configs.from_json(text).model
+        tokenizer = folder / "tokenizer"
+    else:
+        from lmx.data.pipeline import cache_directory
+        from lmx.interop.pretrained import open_pretrained
+
+        found = open_pretrained(name)
+        source = found.model
+        tokenizer = cache_directory(config.data) / "tokenizers"
+        tokenizer /= found.tokenizer.fingerprint
+        found.tokenizer.save(tokenizer)
+    shape = {
+        field.name: getattr(source, field.name)
+        for field in dataclasses.fields(ModelConfig)
+        if field.name not in OWN
+    }
+    length = config.model.context_length
+    if source.positions == "learned" and length != source.context_length:
+        raise UserError(
+            f"model.context_length={length}, but {name} learned "
+            f"{source.context_length} positions; set it to that"
+        )
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, **shape),
+        data=dataclasses.replace(
+            config.data, tokenizer=str(tokenizer.absolute() / "tokenizer.json")
+        ),
+    )
+
+
+def start_params(config: ExperimentConfig) -> Any:
+    """Returns the weights that training starts from, None for initial ones."""
+    if config.model.init_from is None:
+        return None
+    from lmx.api import load
+
+    return load(config.model.init_from).params

