@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,11 @@ def export(
     folder = Path(directory).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already; choose a new folder to export to")
-    staged = folder.with_name(f".{folder.name}.{os.getpid()}")
+    staged = None
     try:
-        staged.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        staged.chmod(0o755)
         write = _write_directory if to == "hf" else _write_gguf
         write(staged, dtype, model, params, tokenizer, chat_template)
         if folder.exists():
@@ -70,7 +73,8 @@ def export(
             "another folder"
         ) from error
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
     return folder if to == "hf" else folder / "model.gguf"
 
 

@@ -51,11 +51,12 @@ HARMLESS = {
     "chunk_size_feed_forward",
     "is_encoder_decoder",
     "problem_type",
+    "cache_implementation",
     "n_ctx",
 }
 
 
-LARGEST = 2**31  # no size of a model reaches it
+LARGEST, MOST_LAYERS = 2**31, 10_000  # no size of a model reaches these
 
 
 class Fields:
@@ -69,10 +70,9 @@ class Fields:
         value = self._left.pop(name, None)
         return default if value is None else value
 
-    def default(self, name: str, value: Any) -> None:
+    def put(self, name: str, value: Any) -> None:
         """Sets a field that older files leave out."""
-        if self._left.get(name) is None:
-            self._left[name] = value
+        self._left[name] = value
 
     def look(self, name: str, default: Any) -> Any:
         """Returns a field that will be taken later."""
@@ -92,6 +92,29 @@ class Fields:
         if type(value) not in (int, float) or not 0 < value < math.inf:
             raise self.refusal(name, value, "a finite number above 0 is due")
         return float(value)
+
+    def layers(self) -> int:
+        """Returns the number of layers, which is taken later."""
+        count = self._left.get("num_hidden_layers")
+        if type(count) is not int or not 0 < count < MOST_LAYERS:
+            raise self.refusal(
+                "num_hidden_layers", count, f"1 to {MOST_LAYERS} are due"
+            )
+        return count
+
+    def cap(self, name: str) -> float | None:
+        """Returns a number above 0, or None for a missing or null field."""
+        return None if self._left.get(name) is None else self.real(name)
+
+    def each_layer(self, name: str, kind: type) -> list | None:
+        """Returns a list with a value of `kind` for each layer, None if missing."""
+        values = self.take(name)
+        if values is None:
+            return None
+        fine = isinstance(values, list) and all(type(v) is kind for v in values)
+        if not fine or len(values) != self.layers():
+            raise self.refusal(name, values, "a value for each layer is due")
+        return values
 
     def table(self, name: str) -> dict[str, Any]:
         """Returns a field that is a table, empty where it is missing."""
@@ -129,21 +152,27 @@ class Family(NamedTuple):
       rows: names of its tensors.
       read: fields → options that differ from the defaults.
       write: model → fields.
+      defaults: what transformers takes for fields that are not there at all, where it
+        differs from Llama's.
     """
 
     architecture: str
     rows: Sequence[Row]
     read: Callable[[Fields], dict[str, Any]]
     write: Callable[[Architecture], dict[str, Any]]
+    defaults: Mapping[str, Any] = {}
 
 
-def _read_llama(f: Fields) -> dict[str, Any]:
+def _read_llama(f: Fields, *, windows: bool = False) -> dict[str, Any]:
     f.only("hidden_act", "silu", "swish")
-    return _read_decoder(f)
+    return _read_decoder(f, windows=windows)
 
 
-def _read_decoder(f: Fields) -> dict[str, Any]:
+def _read_decoder(f: Fields, *, windows: bool) -> dict[str, Any]:
     """Reads the fields that all families but GPT-2 share."""
+    pattern = _read_windows(f)
+    if pattern["window"] is not None and not windows:
+        raise f.refusal("layer_types", pattern["pattern"], "this family has no windows")
     for name in ("attention_bias", "mlp_bias"):
         f.only(name, False)
     f.only("pretraining_tp", *range(1, 65))  # how it was trained, not what it computes
@@ -162,7 +191,7 @@ def _read_decoder(f: Fields) -> dict[str, Any]:
         "init_scale": f.real("initializer_range", 0.02),
         "head": "tied" if f.take("tie_word_embeddings", False) else "untied",
         **_read_rope(f, length),
-        **_read_windows(f),
+        **pattern,
     }
 
 
@@ -170,8 +199,9 @@ def _read_rope(f: Fields, length: int) -> dict[str, Any]:
     """Returns base and scaling; new files have both in `rope_parameters`."""
     base = f.real("rope_theta", 10_000.0)
     rope = {"rope_theta": base, **f.table("rope_scaling"), **f.table("rope_parameters")}
-    if "type" in rope:
-        rope["rope_type"] = rope.pop("type")
+    if "type" in rope:  # the older name
+        rope.setdefault("rope_type", rope["type"])
+        del rope["type"]
     inner = Fields(rope, f.where, "rope_parameters.")
     kind = inner.take("rope_type", "default")
     options: dict[str, Any] = {"rope_base": inner.real("rope_theta")}
@@ -190,16 +220,13 @@ def _read_rope(f: Fields, length: int) -> dict[str, Any]:
 
 def _read_windows(f: Fields) -> dict[str, Any]:
     """Returns the layer pattern: one kind for all, or one for each layer."""
-    kinds = f.take("layer_types")
+    kinds = f.each_layer("layer_types", str)
     window = f.number("sliding_window") if f.look("sliding_window", None) else None
     if kinds is None and window is not None:
         raise f.refusal("sliding_window", window, "no layer_types say where it is")
-    kinds = ["full_attention"] if kinds is None else kinds
-    if not isinstance(kinds, list) or not all(isinstance(k, str) for k in kinds):
-        raise f.refusal("layer_types", kinds, "a list of names is due")
     names = {"full_attention": "attention", "sliding_attention": "window"}
-    pattern = tuple(pick(names, kind, "layer_types") for kind in kinds)
-    pattern = _shortest_period(pattern)
+    found = [pick(names, kind, "layer_types") for kind in kinds or ["full_attention"]]
+    pattern = _shortest_period(tuple(found))
     return {"pattern": pattern, "window": window if "window" in pattern else None}
 
 
@@ -212,23 +239,23 @@ def _shortest_period(pattern: tuple[str, ...]) -> tuple[str, ...]:
 
 def _read_mistral(f: Fields) -> dict[str, Any]:
     """Mistral's window is on every layer; newer files have none."""
-    window = f.take("sliding_window")
-    options = _read_llama(f)
-    if window is not None:
-        options |= {"pattern": ("window",), "window": window}
-    return options
+    if f.look("sliding_window", None) is not None:
+        f.put("layer_types", ["sliding_attention"] * f.layers())
+    return _read_llama(f, windows=True)
 
 
 def _read_qwen(f: Fields) -> dict[str, Any]:
     """Reads Llama's fields, with windows only if the file says so, in late layers."""
-    layers = f.look("num_hidden_layers", 0)
-    first = f.take("max_window_layers", 28)
-    if f.take("use_sliding_window", False):
-        kinds = ["full_attention"] * first + ["sliding_attention"] * layers
-        f.default("layer_types", kinds[:layers])
-    else:
+    layers, first = f.layers(), f.take("max_window_layers", 28)
+    if type(first) is not int or first < 0:
+        raise f.refusal("max_window_layers", first, "a whole number is due")
+    if not f.take("use_sliding_window", False):
         f.take("sliding_window")
-    return _read_llama(f)
+    elif f.look("layer_types", None) is None:
+        full = min(first, layers)
+        kinds = ["full_attention"] * full + ["sliding_attention"] * (layers - full)
+        f.put("layer_types", kinds)
+    return _read_llama(f, windows=True)
 
 
 def _read_qwen2(f: Fields) -> dict[str, Any]:
@@ -249,27 +276,25 @@ def _read_olmo2(f: Fields) -> dict[str, Any]:
 
 def _read_smollm3(f: Fields) -> dict[str, Any]:
     """Every so many layers rotate nothing; `no_rope_layers` has 0 for those."""
-    rotates, every = f.take("no_rope_layers"), f.take("no_rope_layer_interval", 4)
+    every = f.number("no_rope_layer_interval", 4)
+    rotates = f.each_layer("no_rope_layers", int)
+    f.take("max_window_layers")
     if not f.take("use_sliding_window", False):
         f.take("sliding_window")
     options = _read_llama(f)
     if rotates is None:
-        rotates = [(i + 1) % every != 0 for i in range(options["num_layers"])]
-    if options["pattern"] != ("attention",):
-        raise f.refusal("layer_types", options["pattern"], "windows with 'nope' layers")
+        rotates = [int((i + 1) % every != 0) for i in range(options["num_layers"])]
     names = tuple("attention" if rotate else "nope" for rotate in rotates)
     return {**options, "pattern": _shortest_period(names)}
 
 
-def _read_gemma(f: Fields) -> dict[str, Any]:
+def _read_gemma(f: Fields, *, windows: bool = False) -> dict[str, Any]:
     """Scaled embeddings, norms of 1 + weight, a GELU gate."""
-    named = f.look("hidden_activation", None) is not None
-    f.only("hidden_activation", "gelu_pytorch_tanh")
-    # Where both are given the older one is not read.
-    f.take("hidden_act") if named else f.only("hidden_act", "gelu_pytorch_tanh")
+    for name in ("hidden_act", "hidden_activation"):
+        f.only(name, "gelu_pytorch_tanh")
     f.only("use_bidirectional_attention", False)
     tied = f.take("tie_word_embeddings", True)
-    options = _read_decoder(f)
+    options = _read_decoder(f, windows=windows)
     return {
         **options,
         "head": "tied" if tied else "untied",
@@ -279,45 +304,47 @@ def _read_gemma(f: Fields) -> dict[str, Any]:
     }
 
 
-def _default_layer_types(f: Fields, *, every: int) -> None:
+def _windows_but_every(f: Fields, every: int) -> None:
     """Sets the window on all but every so many layers, as older files mean it."""
-    layers = range(f.look("num_hidden_layers", 0))
-    names = ("full_attention", "sliding_attention")
-    f.default("layer_types", [names[(i + 1) % every != 0] for i in layers])
+    if f.look("layer_types", None) is None:
+        names = ("full_attention", "sliding_attention")
+        kinds = [names[(i + 1) % every != 0] for i in range(f.layers())]
+        f.put("layer_types", kinds)
 
 
 def _read_gemma2(f: Fields) -> dict[str, Any]:
     """Norms before and after each sublayer, soft caps, a scale of its own."""
-    _default_layer_types(f, every=2)
-    caps = f.take("attn_logit_softcapping"), f.take("final_logit_softcapping")
-    scalar = f.take("query_pre_attn_scalar", 256)
-    return {
-        **_read_gemma(f),
+    _windows_but_every(f, 2)
+    own = {
         "norm_position": "both",
-        "attention_softcap": caps[0],
-        "logit_softcap": caps[1],
-        "attention_scale": scalar**-0.5,
+        "attention_softcap": f.cap("attn_logit_softcapping"),
+        "logit_softcap": f.cap("final_logit_softcapping"),
+        "attention_scale": f.real("query_pre_attn_scalar", 256) ** -0.5,
     }
+    return {**_read_gemma(f, windows=True), **own}
 
 
 def _read_gemma3(f: Fields) -> dict[str, Any]:
     """Norms of queries and keys, and another rotary base in layers with a window."""
-    every = f.take("sliding_window_pattern", f.take("_sliding_window_pattern", 6))
-    _default_layer_types(f, every=every)
-    rope = f.take("rope_parameters", {})
-    local = rope.get("sliding_attention", {})
-    base = local.get("rope_theta", f.take("rope_local_base_freq", 10_000.0))
-    if local.get("rope_type", "default") != "default":
-        raise f.refusal("sliding_attention.rope_type", local["rope_type"], "'default'")
-    whole = rope.get("full_attention", {})
-    inner = Fields({"rope_parameters": {"rope_theta": 1e6, **whole}}, "rope_parameters")
-    options = _read_gemma2(f)
-    return {
-        **options,
-        **_read_rope(inner, options["context_length"]),
-        "window_rope_base": float(base),
-        "qk_norm": "rmsnorm_plus_one",
-    }
+    name = "_sliding_window_pattern"
+    every = f.number("sliding_window_pattern", f.number(name, 6))
+    _windows_but_every(f, every)
+    base, local_base = f.real("rope_theta", 1e6), f.real("rope_local_base_freq", 1e4)
+    ropes = f.table("rope_parameters")
+    unknown = sorted(ropes.keys() - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise f.refusal("rope_parameters", ropes, f"{unknown[0]!r} is for no layers")
+    tables = Fields(ropes, f.where, "rope_parameters.")
+    whole = {"rope_theta": base, **f.table("rope_scaling")}
+    whole |= tables.table("full_attention")
+    local = {"rope_theta": local_base, **tables.table("sliding_attention")}
+    inner = Fields(local, f.where, "sliding_attention.")
+    for key in ("rope_type", "type"):
+        inner.only(key, "default")
+    own = {"qk_norm": "rmsnorm_plus_one", "window_rope_base": inner.real("rope_theta")}
+    inner.finish()
+    f.put("rope_parameters", whole)
+    return {**_read_gemma2(f), **own}
 
 
 def _read_gpt2(f: Fields) -> dict[str, Any]:
@@ -450,14 +477,60 @@ def _write_gpt2(m: Architecture) -> dict[str, Any]:
 FAMILIES: dict[str, Family] = {
     "gpt2": Family("GPT2LMHeadModel", GPT2, _read_gpt2, _write_gpt2),
     "llama": Family("LlamaForCausalLM", LLAMA, _read_llama, _write_llama),
-    "mistral": Family("MistralForCausalLM", LLAMA, _read_mistral, _write_mistral),
-    "qwen2": Family("Qwen2ForCausalLM", LLAMA, _read_qwen2, _write_qwen),
-    "qwen3": Family("Qwen3ForCausalLM", LLAMA, _read_qwen3, _write_qwen),
-    "olmo2": Family("Olmo2ForCausalLM", OLMO2, _read_olmo2, _write_llama),
-    "smollm3": Family("SmolLM3ForCausalLM", LLAMA, _read_smollm3, _write_smollm3),
-    "gemma": Family("GemmaForCausalLM", LLAMA, _read_gemma, _write_gemma),
-    "gemma2": Family("Gemma2ForCausalLM", GEMMA2, _read_gemma2, _write_gemma2),
-    "gemma3_text": Family("Gemma3ForCausalLM", GEMMA2, _read_gemma3, _write_gemma3),
+    "mistral": Family(
+        "MistralForCausalLM",
+        LLAMA,
+        _read_mistral,
+        _write_mistral,
+        {"sliding_window": 4096, "num_key_value_heads": 8},
+    ),
+    "qwen2": Family(
+        "Qwen2ForCausalLM", LLAMA, _read_qwen2, _write_qwen, {"num_key_value_heads": 32}
+    ),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        LLAMA,
+        _read_qwen3,
+        _write_qwen,
+        {"num_key_value_heads": 32, "head_dim": 128},
+    ),
+    "olmo2": Family(
+        "Olmo2ForCausalLM", OLMO2, _read_olmo2, _write_llama, {"rms_norm_eps": 1e-5}
+    ),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        LLAMA,
+        _read_smollm3,
+        _write_smollm3,
+        {"num_key_value_heads": 4, "rope_theta": 2e6, "tie_word_embeddings": True},
+    ),
+    "gemma": Family(
+        "GemmaForCausalLM",
+        LLAMA,
+        _read_gemma,
+        _write_gemma,
+        {"num_key_value_heads": 16, "head_dim": 256},
+    ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        GEMMA2,
+        _read_gemma2,
+        _write_gemma2,
+        {
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "sliding_window": 4096,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        GEMMA2,
+        _read_gemma3,
+        _write_gemma3,
+        {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096},
+    ),
 }
 
 # What decides the logits; the rest (dtypes, remat, kernels, …) only computes them.
@@ -479,7 +552,7 @@ def read_config(values: Mapping[str, Any], where: str) -> tuple[str, ModelConfig
     """
     name = values.get("model_type")
     family = pick(FAMILIES, str(name), f"{where}: model_type")
-    fields = Fields(values, where)
+    fields = Fields({**family.defaults, **values}, where)
     options = family.read(fields)
     fields.finish()
     return str(name), dataclasses.replace(ModelConfig(), **options)

@@ -33,8 +33,11 @@ def adopted(config: ExperimentConfig) -> ExperimentConfig:
         return config
     folder = Path(name)
     if (folder / "checkpoints").is_dir():
-        text = (folder / "config.json").read_text(encoding="utf8")
-        source: ModelConfig = configs.from_json(text).model
+        try:
+            text = (folder / "config.json").read_text(encoding="utf8")
+            source: ModelConfig = configs.from_json(text).model
+        except (OSError, ValueError) as error:
+            raise UserError(f"model.init_from={name} holds no run: {error}") from error
         tokenizer = folder / "tokenizer"
     else:
         from lmx.data.pipeline import cache_directory

@@ -256,6 +256,47 @@ def test_files_of_older_versions_mean_the_same(tmp_path, case, gone, given):
     assert read_config(old, "old") == (fields["model_type"], new)
 
 
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_field_that_is_missing_means_what_transformers_takes_for_it(family):
+    name = next(c for c, _ in CASES.values() if c.lower() == family.replace("_", ""))
+    sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    sizes |= {"n_positions": 48}
+    if family != "gpt2":
+        sizes = {
+            k: SMALL[k] for k in ("vocab_size", "hidden_size", "intermediate_size")
+        }
+        sizes |= {"num_hidden_layers": 2, "num_attention_heads": 32}
+        sizes |= {"max_position_embeddings": LENGTH}
+    full = getattr(transformers, f"{name}Config")(**sizes).to_dict()
+    _, known = read_config(full, "full")
+    assert read_config({"model_type": family, **sizes}, "bare") == (family, known)
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [
+        ("llama", "layer_types", ["sliding_attention"] * 3),
+        ("qwen3", "layer_types", ["full_attention"]),
+        ("qwen2", "max_window_layers", "x"),
+        ("smollm3", "no_rope_layer_interval", 0),
+        ("smollm3", "no_rope_layers", 3),
+        ("gemma", "hidden_act", "silu"),
+        ("gemma2", "query_pre_attn_scalar", -4),
+        ("gemma2", "attn_logit_softcapping", "x"),
+        ("gemma3_text", "rope_parameters", {"rope_theta": 1.0}),
+        ("gemma3_text", "sliding_window_pattern", 0),
+        ("mistral", "sliding_window", "a"),
+        ("mistral", "num_hidden_layers", 10**9),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_by_name(family, field, value):
+    fields = {**SMALL, "model_type": family, "sliding_window": 8, field: value}
+    if family == "llama":
+        fields["sliding_window"] = 8
+    with pytest.raises(UserError, match=field):
+        read_config(fields, "x")
+
+
 def test_a_window_that_no_layer_is_said_to_have_is_refused():
     fields = {**SMALL, "model_type": "llama", "sliding_window": 8}
     with pytest.raises(UserError, match="sliding_window=8"):
