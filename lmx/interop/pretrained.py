@@ -71,8 +71,8 @@ def open_pretrained(name: str | os.PathLike[str]) -> Pretrained:
         path = _download(str(name))
     if not (path / "config.json").exists():
         raise UserError(
-            f"{name} holds no run and no published model: give a workdir, a folder with "
-            "config.json and *.safetensors, a .gguf file, or a Hub name such as "
+            f"{name} holds no run and no published model: give a workdir, a folder "
+            "with config.json and *.safetensors, a .gguf file, or a Hub name such as "
             "'org/model'"
         )
     return _open_directory(path)
