@@ -7,6 +7,7 @@ executed: no remote code.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,11 @@ def logit_parity(folder: Path, params: Any, model: Architecture) -> dict[str, An
     import torch
     import transformers
 
+    # Both in float32, whatever the model was trained in.
+    wide: Any = dict.fromkeys(
+        ("compute_dtype", "residual_dtype", "softmax_dtype"), "float32"
+    )
+    model = dataclasses.replace(model, **wide)
     transformers.utils.logging.disable_progress_bar()
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         folder,

@@ -246,7 +246,7 @@ def attention(
     if query_segments_BL is not None and key_segments_BS is not None:
         mask_BLS &= query_segments_BL[:, :, None] == key_segments_BS[:, None, :]
         mask_BLS &= query_segments_BL[:, :, None] != 0
-    plain = softcap is None and alibi_slopes_N is None
+    plain = softcap is None and alibi_slopes_N is None and q_BLNH.shape[1] > 1
     if form == "cpu" and plain and jnp.dtype(softmax_dtype) == jnp.float32:
         return _attention_cpu(q_BLNH, k_BSKH, v_BSKH, mask_BLS)
 
