@@ -21,7 +21,8 @@ from lmx.inputs.tokenizers import Tokenizer
 from lmx.interop.gguf_config import write_gguf_config
 from lmx.interop.gguf_tokenizer import tokenizer_metadata
 from lmx.interop.gguf_writer import write_gguf
-from lmx.interop.hf_config import FAMILIES, write_config
+from lmx.interop.hf_config import write_config
+from lmx.interop.hf_families import FAMILIES
 from lmx.interop.safetensors_file import DTYPES, write_safetensors
 from lmx.interop.weights import published
 

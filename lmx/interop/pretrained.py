@@ -20,7 +20,8 @@ from lmx.inputs.tokenizers import Tokenizer
 from lmx.interop.gguf_config import read_gguf_config
 from lmx.interop.gguf_file import GGUFFile
 from lmx.interop.gguf_tokenizer import tokenizer_json
-from lmx.interop.hf_config import FAMILIES, read_config
+from lmx.interop.hf_config import read_config
+from lmx.interop.hf_families import FAMILIES
 from lmx.interop.names import GPT2, Row
 from lmx.interop.safetensors_file import Safetensors
 from lmx.interop.weights import Source, read_params

@@ -31,7 +31,7 @@ from lmx.core.schema import ModelConfig
 from lmx.core.trees import flatten_with_names, nest
 from lmx.inputs.tokenizers import Tokenizer, train_tokenizer
 from lmx.interop import pretrained
-from lmx.interop.hf_config import FAMILIES
+from lmx.interop.hf_families import FAMILIES
 from lmx.interop.safetensors_file import SINGLE, Safetensors, write_safetensors
 from lmx.models.decoder import abstract_params
 from lmx.models.sizes import resolve

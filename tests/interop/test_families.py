@@ -15,7 +15,8 @@ import pytest
 
 from lmx import load
 from lmx.core.errors import UserError
-from lmx.interop.hf_config import FAMILIES, read_config
+from lmx.interop.hf_config import read_config
+from lmx.interop.hf_families import FAMILIES
 from lmx.interop.pretrained import open_pretrained
 from lmx.interop.safetensors_file import Safetensors
 from lmx.models.decoder import Decoder, head_logits
