@@ -87,8 +87,8 @@ class ModelConfig:
     ) = knob(
         None, "Normalisation of queries and keys: per head, or over all heads at once."
     )
-    mlp: Literal["gelu", "silu_gated", "gelu_gated", "relu_squared"] = knob(
-        "silu_gated", "Feed-forward layer: activation, and whether it is gated."
+    mlp: Literal["gelu", "gelu_exact", "silu_gated", "gelu_gated", "relu_squared"] = (
+        knob("silu_gated", "Feed-forward layer: activation, and whether it is gated.")
     )
     biases: Literal["none", "qkv", "all"] = knob(
         "none", "Which linear layers (and layer norms, with 'all') add a bias."

@@ -24,6 +24,7 @@ class Activation(NamedTuple):
 
 MLPS = {
     "gelu": Activation(lambda x: jax.nn.gelu(x, approximate=True), gated=False),
+    "gelu_exact": Activation(lambda x: jax.nn.gelu(x, approximate=False), gated=False),
     "gelu_gated": Activation(lambda x: jax.nn.gelu(x, approximate=True), gated=True),
     "silu_gated": Activation(jax.nn.silu, gated=True),
     "relu_squared": Activation(lambda x: jnp.square(jax.nn.relu(x)), gated=False),
@@ -34,6 +35,8 @@ class MLP(nn.Module):
     """down(f(up(x))), or down(f(gate(x)) · up(x)) (Shazeer 2020, arXiv:2002.05202).
 
     Maps [B, L, D] to [B, L, D]; squared ReLU is So et al. 2021 (arXiv:2109.08668).
+    'gelu' is the tanh form of Hendrycks & Gimpel 2016 (arXiv:1606.08415), 'gelu_exact'
+    the one with the error function.
     """
 
     config: Architecture

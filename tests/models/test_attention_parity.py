@@ -6,6 +6,8 @@ model but the names of the parameters. Its gradients are central differences.
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,11 +20,12 @@ from lmx.models.decoder import Decoder, abstract_params, head_logits
 from lmx.models.sizes import resolve
 
 VOCAB, LENGTH = 29, 10
+ERF = np.vectorize(math.erf)
 GPT2 = {"positions": "learned", "norm": "layernorm", "mlp": "gelu", "biases": "all"}
 STYLES = {
     "gpt2": GPT2,
     "llama": {"num_kv_heads": 2, "head": "untied", "rope_base": 100.0},
-    "post_norm": {**GPT2, "norm_position": "post"},
+    "post_norm": {**GPT2, "norm_position": "post", "mlp": "gelu_exact"},
     "qk_norm": {"qk_norm": "rmsnorm", "num_kv_heads": 2, "mlp": "gelu_gated"},
     "qk_layernorm": {**GPT2, "qk_norm": "layernorm", "positions": "rope"},
     "softcaps": {"attention_softcap": 0.7, "logit_softcap": 1.5},
@@ -109,7 +112,11 @@ class Reference:
         elif self.c.mlp == "gelu_gated":
             hidden = gelu(linear("gate", x)) * up
         else:
-            hidden = gelu(up) if self.c.mlp == "gelu" else np.maximum(up, 0) ** 2
+            hidden = {
+                "gelu": gelu,
+                "gelu_exact": lambda y: y / 2 * (1 + ERF(y / np.sqrt(2))),
+                "relu_squared": lambda y: np.maximum(y, 0) ** 2,
+            }[self.c.mlp](up)
         return linear("down", hidden)
 
     def rotate(self, x, position):
