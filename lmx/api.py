@@ -64,7 +64,7 @@ class LanguageModel:
         return Generator(
             self.model,
             self.params,
-            eos_id=tokenizer.eos_id,
+            eos_ids=tokenizer.eos_ids,
             pad_id=tokenizer.pad_id,
             bos_id=tokenizer.bos_id,
         )

@@ -77,9 +77,9 @@ class Generator:
     """A model ready to write.
 
     `config` is resolved and `params` are its unboxed parameters; kernels and head are
-    cast to the compute dtype here, once. `eos_id` ends a row; None never does.
-    `bos_id` stands in for an empty prompt. Larger batches than `max_batch` are cut.
-    Generators of equal `config` share their compiled programs.
+    cast to the compute dtype here, once. Any of `eos_ids` ends a row. `bos_id` stands
+    in for an empty prompt. Larger batches than `max_batch` are cut. Generators of equal
+    `config` share their compiled programs.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Generator:
         config: Architecture,
         params: Any,
         *,
-        eos_id: int | None,
+        eos_ids: Sequence[int],
         pad_id: int = 0,
         bos_id: int | None = None,
         max_batch: int = 16,
@@ -97,7 +97,8 @@ class Generator:
             if value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
         self.config, self.params = for_decoding(config, params)
-        self.eos_id, self.pad_id, self.bos_id = eos_id, pad_id, bos_id
+        self.eos_ids = tuple(eos_ids)
+        self.pad_id, self.bos_id = pad_id, bos_id
         self.max_batch, self.chunk = max_batch, chunk
 
     def generate(
@@ -233,7 +234,7 @@ class Session:
             self._settings,
             self._rows,
             np.int32(steps),
-            np.int32(-1 if generator.eos_id is None else generator.eos_id),
+            end_tokens(generator.eos_ids),
             config=generator.config,
             chunk=generator.chunk,
         )
@@ -285,6 +286,13 @@ def power_of_two(count: int, *, at_least: int = 1) -> int:
     return max(at_least, 1 << max(0, count - 1).bit_length())
 
 
+def end_tokens(eos_ids: Sequence[int]) -> np.ndarray:
+    """Returns the ids, padded with one that no token has, to few lengths."""
+    padded = np.full(power_of_two(len(eos_ids), at_least=4), -1, np.int32)
+    padded[: len(eos_ids)] = eos_ids
+    return padded
+
+
 def cache_slots(config: Architecture, used: int) -> int:
     """Returns the cache length for rows of `used` tokens: a power of two, or all."""
     return min(config.context_length, power_of_two(used, at_least=SMALLEST_CACHE))
@@ -328,7 +336,7 @@ def _decode(
     settings: Settings,
     rows_B,
     steps,
-    eos_id,
+    eos_ids_E,
     *,
     config,
     chunk,
@@ -348,7 +356,7 @@ def _decode(
         step, state, tokens_BC, logprobs_BC, counts_B = carry
         running_B = state.status_B == RUNNING
         state, token_B, logprob_B = _step(
-            params, state, settings, rows_B, eos_id=eos_id, config=config
+            params, state, settings, rows_B, eos_ids_E=eos_ids_E, config=config
         )
         tokens_BC = tokens_BC.at[:, step].set(token_B)
         logprobs_BC = logprobs_BC.at[:, step].set(logprob_B)
@@ -365,7 +373,7 @@ def _decode(
     return tuple(out)
 
 
-def _step(params, state: State, settings: Settings, rows_B, *, eos_id, config):
+def _step(params, state: State, settings: Settings, rows_B, *, eos_ids_E, config):
     """Feeds one token per row and samples the next; ended rows stand still."""
     hidden_BLD, cache = Decoder(config).apply(
         {"params": params},
@@ -382,7 +390,8 @@ def _step(params, state: State, settings: Settings, rows_B, *, eos_id, config):
     logprob_B = chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)
     running_B = state.status_B == RUNNING
     ended_B = jnp.where(position_B + 1 >= state.limit_B, FULL, RUNNING)
-    ended_B = jnp.where(token_B == eos_id, EOS, ended_B)
+    eos_B = (token_B[:, None] == eos_ids_E).any(axis=-1)
+    ended_B = jnp.where(eos_B, EOS, ended_B)
     row_B = jnp.arange(token_B.shape[0])
     state = State(
         cache=cache,

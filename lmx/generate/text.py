@@ -55,7 +55,7 @@ def complete(
         part = encoded[start : start + generator.max_batch]
         rows = range(start, start + len(part))
         session = generator.start(part, sampling, rows=rows)
-        writers = [_Writer(tokenizer, sampling.stop, generator.eos_id) for _ in part]
+        writers = [_Writer(tokenizer, sampling.stop, generator.eos_ids) for _ in part]
         texts = [""] * len(part)
         while session.running:
             for i, piece in enumerate(_advance(session, writers)):
@@ -89,7 +89,7 @@ def stream(
     The first calls of the decode loop are short, so that the first word comes early.
     """
     session = generator.start(encode_prompts(tokenizer, [prompt]), sampling)
-    writer = _Writer(tokenizer, sampling.stop, generator.eos_id)
+    writer = _Writer(tokenizer, sampling.stop, generator.eos_ids)
     steps = 1
     while session.running:
         (piece,) = _advance(session, [writer], steps)
@@ -166,10 +166,12 @@ class StopScanner:
 class _Writer:
     """Turns one row's tokens into final text; `used` of them are part of it."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], eos_id: int | None):
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str], eos_ids: Sequence[int]
+    ):
         self._decoder = StreamDecoder(tokenizer)
         self._scanner = StopScanner(stop)
-        self._eos_id = eos_id
+        self._eos_ids = frozenset(eos_ids)
         self.used = 0
 
     @property
@@ -181,7 +183,9 @@ class _Writer:
         text = ""
         for token in tokens:
             self.used += 1
-            if token != self._eos_id:  # one by one: the stop string's last one counts
+            if (
+                token not in self._eos_ids
+            ):  # one by one: the stop string's last one counts
                 text += self._scanner.push(self._decoder.push([token]))
             if self.stopped:
                 break

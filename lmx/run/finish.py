@@ -60,7 +60,7 @@ def write_samples(experiment: Experiment, params: Any, summary: dict) -> None:
     generator = Generator(
         experiment.model,
         params,
-        eos_id=tokenizer.eos_id,
+        eos_ids=tokenizer.eos_ids,
         pad_id=tokenizer.pad_id,
         bos_id=tokenizer.bos_id,
     )

@@ -63,7 +63,7 @@ def build(config: ModelConfig):
 
 
 def make(config: ModelConfig, **options) -> Generator:
-    options = {"eos_id": None, "bos_id": 1, **options}
+    options = {"eos_ids": (), "bos_id": 1, **options}
     return Generator(config, build(config), **options)
 
 
@@ -183,19 +183,18 @@ def test_generators_of_one_config_share_their_programs():
     make(tiny()).generate([[1, 2, 3]], GREEDY)
     programs = decode._decode._cache_size()
     other = jax.tree.map(lambda x: x * 0.5, build(tiny()))
-    Generator(tiny(), other, eos_id=3).generate([[1, 2, 3]], GREEDY)
+    Generator(tiny(), other, eos_ids=[3]).generate([[1, 2, 3]], GREEDY)
     assert decode._decode._cache_size() == programs
 
 
-def test_the_end_token_ends_its_row_and_no_other():
+def test_any_end_token_ends_its_row_and_no_other():
     free = make(tiny()).generate([[3, 4], [6]], HOT)
-    eos = free[0].tokens[4]
-    ended = make(tiny(), eos_id=eos).generate([[3, 4], [6]], HOT)
+    ends = {free[0].tokens[4], free[1].tokens[7]}
+    ended = make(tiny(), eos_ids=sorted(ends)).generate([[3, 4], [6]], HOT)
     for got, expected in zip(ended, free, strict=True):
-        known = expected.tokens
-        until = known.index(eos) + 1 if eos in known else len(known)
-        assert got.tokens == known[:until]
-        assert got.finish_reason == ("eos" if eos in known else "length")
+        until = min(i for i, x in enumerate(expected.tokens) if x in ends)
+        assert got.tokens == expected.tokens[: until + 1]
+        assert got.finish_reason == "eos"
     assert len(ended[0].tokens) <= 5
 
 
@@ -279,7 +278,7 @@ def test_the_cache_is_updated_in_place(layer_loop, rows):
             session._settings,
             session._rows,
             np.int32(4),
-            np.int32(-1),
+            decode.end_tokens(()),
             config=generator.config,
             chunk=generator.chunk,
         )

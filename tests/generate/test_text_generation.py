@@ -47,7 +47,7 @@ def parts():
 
 
 def make(chunk: int = 7, **options) -> Generator:
-    options = {"eos_id": None, "bos_id": tokenizer().bos_id, **options}
+    options = {"eos_ids": (), "bos_id": tokenizer().bos_id, **options}
     return Generator(*parts(), chunk=chunk, **options)
 
 
@@ -123,7 +123,7 @@ def test_no_half_character_is_emitted():
     class Scripted:
         """Stands in for a generator: it always writes the same bytes."""
 
-        eos_id, max_batch, chunk = None, 8, 1
+        eos_ids, max_batch, chunk = (), 8, 1
         at = 0
 
         def start(self, prompts, sampling, *, rows=None):
@@ -147,7 +147,7 @@ def test_no_half_character_is_emitted():
 def test_the_end_token_is_not_text():
     free = complete(make(), tokenizer(), ["x"], HOT)[0]
     eos = free.token_ids[9]
-    (got,) = complete(make(eos_id=eos), tokenizer(), ["x"], HOT)
+    (got,) = complete(make(eos_ids=[eos]), tokenizer(), ["x"], HOT)
     assert got.finish_reason == "eos"
     assert got.token_ids == free.token_ids[: free.token_ids.index(eos) + 1]
     assert got.text == tokenizer().decode(got.token_ids[:-1])
