@@ -73,6 +73,8 @@ class Tokenizer:
         self.kind: str = meta["kind"]
         self.bos_id: int = meta["bos_id"]
         self.eos_id: int = meta["eos_id"]
+        # What ends a text, the token of training first; a chat often has another.
+        self.eos_ids: tuple[int, ...] = tuple(meta.get("eos_ids", [self.eos_id]))
         self.pad_id: int = meta["pad_id"]
         self.unk_id: int | None = meta["unk_id"]
         # What a text begins with: BOS, but for some tokenizers made elsewhere.
@@ -185,6 +187,7 @@ class Tokenizer:
             "vocab_size": self.vocab_size,
             "bos_id": self.bos_id,
             "eos_id": self.eos_id,
+            "eos_ids": list(self.eos_ids),
             "pad_id": self.pad_id,
             "unk_id": self.unk_id,
             "prefix_ids": list(self.prefix_ids),

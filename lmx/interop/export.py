@@ -88,7 +88,9 @@ def _write_directory(folder: Path, dtype, model, params, tokenizer, template) ->
     if not tokenizer.prefix_ids and tokenizer.bos_id == tokenizer.eos_id:
         ids["bos_token_id"] = None
     _write_json(folder / "config.json", {**config, **ids, "dtype": dtype})
-    _write_json(folder / "generation_config.json", ids)
+    ends = list(tokenizer.eos_ids)
+    generation = ids if len(ends) == 1 else {**ids, "eos_token_id": ends}
+    _write_json(folder / "generation_config.json", generation)
     write_safetensors(folder, published(model, FAMILIES[family].rows, params), number)
     text = with_prefix(tokenizer)
     (folder / "tokenizer.json").write_text(text, encoding="utf8")
@@ -129,7 +131,10 @@ def _write_gguf(folder: Path, dtype, model, params, tokenizer, template) -> None
     ids = {
         f"{n}_id": getattr(tokenizer, f"{n}_id") for n in ("bos", "eos", "pad", "unk")
     }
-    ids["add_bos"] = bool(tokenizer.prefix_ids)
+    ids |= {
+        "eos_ids": tokenizer.eos_ids,
+        "add_bos": bool(tokenizer.prefix_ids),
+    }
     metadata |= tokenizer_metadata(tokenizer.content, ids, vocab_size=model.vocab_size)
     if template is not None:
         metadata["tokenizer.chat_template"] = template

@@ -28,6 +28,8 @@ IDS = {
     "pad_id": "padding_token_id",
     "unk_id": "unknown_token_id",
 }
+# More that end a text: a turn, and a message to a tool.
+MORE_ENDS = ("eot_token_id", "eom_token_id")
 LONGEST_PIECE = 512  # characters of a SentencePiece; real ones have up to 50
 SPACE = "▁"  # SentencePiece's
 
@@ -70,8 +72,8 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Returns the text of a tokenizer.json and the special ids of GGUF `metadata`.
 
     The ids are bos_id, eos_id, pad_id and unk_id (an int, or None where the file names
-    none) and add_bos. Raises a `DataError` for a model or pre-tokenizer that is not
-    known and for a vocabulary that contradicts itself.
+    none), eos_ids (all that end a text) and add_bos. Raises a `DataError` for a model
+    or pre-tokenizer that is not known and for a vocabulary that contradicts itself.
     """
     model = _word(metadata, "model", "")
     if model not in ("gpt2", "llama"):
@@ -151,16 +153,22 @@ def _numbers(metadata: Mapping[str, Any], name: str, count: int) -> np.ndarray |
 def _special_ids(metadata: Mapping[str, Any], model: str, count: int) -> dict[str, Any]:
     # SentencePiece has always put these three first.
     usual = {"bos_id": 1, "eos_id": 2, "unk_id": 0} if model == "llama" else {}
-    ids: dict[str, Any] = {}
-    for ours, theirs in IDS.items():
-        index = metadata.get(f"tokenizer.ggml.{theirs}", usual.get(ours))
+
+    def read(name: str, default: int | None = None) -> int | None:
+        index = metadata.get(f"tokenizer.ggml.{name}", default)
         whole = isinstance(index, int) and not isinstance(index, bool)
         if index is not None and not (whole and 0 <= index < count):
             raise errors.DataError(
-                f"tokenizer.ggml.{theirs} is {index!r}; it must be an id below the "
+                f"tokenizer.ggml.{name} is {index!r}; it must be an id below the "
                 f"{count} of the vocabulary: convert the file again"
             )
-        ids[ours] = index
+        return index
+
+    ids: dict[str, Any] = {
+        ours: read(theirs, usual.get(ours)) for ours, theirs in IDS.items()
+    }
+    ends = [ids["eos_id"], *map(read, MORE_ENDS)]
+    ids["eos_ids"] = [index for index in ends if index is not None]
     begins = model == "llama" or _word(metadata, "pre", "default") in BEGINS
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", begins)
     ids["add_bos"] = add_bos is True and ids["bos_id"] is not None
@@ -341,6 +349,13 @@ def tokenizer_metadata(
     for ours, theirs in IDS.items():
         if ids.get(ours) is not None:
             found[theirs] = int(ids[ours])
+    ends = [index for index in ids["eos_ids"] if index != ids["eos_id"]]
+    if len(ends) > len(MORE_ENDS):
+        raise errors.DataError(
+            f"{1 + len(ends)} tokens end a text, and GGUF has names for "
+            f"{1 + len(MORE_ENDS)}; drop some of eos_ids in the tokenizer's meta.json"
+        )
+    found |= dict(zip(MORE_ENDS, ends, strict=False))
     found["add_bos_token"] = bool(ids.get("add_bos", False))
     return {f"tokenizer.ggml.{name}": value for name, value in found.items()}
 

@@ -7,10 +7,9 @@ file. Nothing in it is executed and no pickle is opened.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ from lmx.interop.gguf_file import GGUFFile
 from lmx.interop.gguf_tokenizer import tokenizer_json
 from lmx.interop.hf_config import read_config
 from lmx.interop.hf_families import FAMILIES
+from lmx.interop.hf_tokenizer import make_tokenizer, read_tokenizer
 from lmx.interop.names import GPT2, Row
 from lmx.interop.safetensors_file import Safetensors
+from lmx.interop.text_files import read_json
 from lmx.interop.weights import Source, read_params
 from lmx.models.sizes import resolve
 
-LARGEST_JSON = 100_000_000  # bytes of a config or a tokenizer
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 
 
@@ -95,7 +95,7 @@ def _download(name: str) -> Path:
 
 
 def _open_directory(folder: Path) -> Pretrained:
-    values = _read_json(folder / "config.json")
+    values = read_json(folder / "config.json")
     family, config = read_config(values, f"{folder}/config.json")
     source: Source = Safetensors(folder)
     rows = FAMILIES[family].rows
@@ -104,7 +104,7 @@ def _open_directory(folder: Path) -> Pretrained:
         rows = [
             row._replace(theirs=row.theirs.removeprefix("transformer.")) for row in rows
         ]
-    tokenizer, template = _directory_tokenizer(folder, values)
+    tokenizer, template = read_tokenizer(folder, values)
     return _checked(
         Pretrained(folder, _float32(config), rows, source, tokenizer, template)
     )
@@ -115,7 +115,9 @@ def _open_gguf(path: Path) -> Pretrained:
     config, rows = read_gguf_config(file)
     text, ids = tokenizer_json(file.metadata)
     template = file.metadata.get("tokenizer.chat_template")
-    tokenizer = _tokenizer(text, ids, str(path))
+    if template is not None and not isinstance(template, str):
+        raise DataError(f"{path}: tokenizer.chat_template={template!r:.60} is no text")
+    tokenizer = make_tokenizer(text, ids, template=template, where=str(path))
     return _checked(Pretrained(path, _float32(config), rows, file, tokenizer, template))
 
 
@@ -133,84 +135,3 @@ def _checked(found: Pretrained) -> Pretrained:
 def _float32(config: ModelConfig) -> Architecture:
     """Returns the architecture, computing in float32 as the references do."""
     return resolve(dataclasses.replace(config, compute_dtype="float32"))
-
-
-def _directory_tokenizer(
-    folder: Path, config: Mapping[str, Any]
-) -> tuple[Tokenizer, str | None]:
-    """Returns the tokenizer of a Hugging Face directory, and its chat template."""
-    file = folder / "tokenizer.json"
-    if not file.exists():
-        others = [n for n in ("tokenizer.model", "vocab.json") if (folder / n).exists()]
-        raise DataError(
-            f"{folder} has no tokenizer.json"
-            f"{f' (it has {others[0]})' if others else ''}; save it with a fast "
-            "tokenizer of transformers, which writes one"
-        )
-    text = _read_text(file)
-    settings_file = folder / "tokenizer_config.json"
-    settings = _read_json(settings_file) if settings_file.exists() else {}
-    import tokenizers
-
-    try:
-        backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises bare Exception
-        raise DataError(f"{file} is not a tokenizer: {error}") from error
-    ids: dict[str, Any] = {}
-    for name in ("bos", "eos", "pad", "unk"):
-        token = settings.get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        index = backend.token_to_id(token) if isinstance(token, str) else None
-        if index is None:
-            index = config.get(f"{name}_token_id")
-        # Of several the first: lmx ends a text at one token.
-        index = index[0] if isinstance(index, list) and index else index
-        known = type(index) is int and 0 <= index < 2**31 and backend.id_to_token(index)
-        ids[f"{name}_id"] = index if known else None
-    begins = backend.encode("a").ids[:1] == [ids["bos_id"]]
-    template = settings.get("chat_template")
-    jinja = folder / "chat_template.jinja"
-    if jinja.exists():
-        template = _read_text(jinja)
-    if isinstance(template, list):  # several by name
-        tables = [entry for entry in template if isinstance(entry, dict)]
-        named = {entry.get("name"): entry.get("template") for entry in tables}
-        template = named.get("default", template)
-    if template is not None and not isinstance(template, str):
-        raise DataError(f"{settings_file}: chat_template={template!r:.60} is no text")
-    return _tokenizer(text, {**ids, "add_bos": begins}, str(file)), template
-
-
-def _tokenizer(text: str, ids: Mapping[str, Any], where: str) -> Tokenizer:
-    """Returns the tokenizer; the end-of-text token stands in for a missing one."""
-    eos, bos, pad = (ids[name] for name in ("eos_id", "bos_id", "pad_id"))
-    if eos is None:
-        raise DataError(f"{where} names no end-of-text token; lmx needs one")
-    meta = {
-        "kind": "foreign",
-        "eos_id": eos,
-        "bos_id": eos if bos is None else bos,
-        "pad_id": eos if pad is None else pad,
-        "unk_id": None,
-        "prefix_ids": [bos] if ids["add_bos"] else [],
-    }
-    return Tokenizer(text, meta)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise DataError(f"{path} is too large to be what its name says")
-        values = json.loads(path.read_text(encoding="utf8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{path} is not a table of fields")
-    return values

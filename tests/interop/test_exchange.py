@@ -170,6 +170,18 @@ def test_a_text_begins_with_bos_after_the_journey_if_it_did_before(tmp_path, kin
     np.testing.assert_array_equal(found.logprobs(TEXT), model.logprobs(TEXT))
 
 
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_all_that_ends_a_reply_goes_out_and_comes_back(tmp_path, to):
+    model = model_of("llama", "gpt2")
+    model.tokenizer.eos_ids = (0, 7)
+    path = model.save(tmp_path / "out", to=to)
+    assert lmx.load(path).tokenizer.eos_ids == (0, 7)
+    if to == "hf" and importlib.util.find_spec("transformers"):
+        from transformers import GenerationConfig
+
+        assert GenerationConfig.from_pretrained(path).eos_token_id == [0, 7]
+
+
 @pytest.mark.parametrize("kind", ["byte", "bpe", "unigram", "gpt2"])
 def test_transformers_encodes_an_exported_tokenizer_s_text_the_same(tmp_path, kind):
     transformers = pytest.importorskip("transformers")
@@ -565,7 +577,8 @@ def test_a_damaged_tokenizer_is_refused(tmp_path, capsys, copied, name, content)
 
 @pytest.mark.parametrize("eos", [None, [], "x", -1, 10**6, 1.5, {}])
 def test_an_end_token_that_is_none_is_refused(tmp_path, capsys, copied, eos):
-    (copied / "tokenizer_config.json").unlink()
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        (copied / name).unlink()
     configured(copied, eos_token_id=eos)
     refused(capsys, copied, tmp_path / "run", DATA, str(copied))
 

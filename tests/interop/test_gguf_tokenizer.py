@@ -115,6 +115,7 @@ def test_control_tokens_are_special_and_user_tokens_are_text():
     assert ids == {
         "bos_id": end,
         "eos_id": end,
+        "eos_ids": [end],
         "pad_id": None,
         "unk_id": None,
         "add_bos": False,
@@ -139,6 +140,16 @@ def test_bos_is_added_where_the_file_or_the_model_says():
         assert ids["add_bos"] is adds
         encoded = tokenizers.Tokenizer.from_str(text).encode("a").ids
         assert encoded[: len(encoded) - 1] == [ids["bos_id"]] * adds
+
+
+def test_ends_of_turns_and_of_messages_end_a_text_too():
+    size = len(byte_level()["tokenizer.ggml.tokens"])
+    text, ids = tokenizer_json(byte_level(eot_token_id=size - 1, eom_token_id=7))
+    assert ids["eos_ids"] == [ids["eos_id"], size - 1, 7]
+    again = tokenizer_json(tokenizer_metadata(text, ids))
+    assert again == (text, ids)
+    with pytest.raises(errors.DataError, match="eos_ids"):
+        tokenizer_metadata(text, {**ids, "eos_ids": [1, 2, 3, 4]})
 
 
 def test_a_file_without_token_types_keeps_its_ends_special():
@@ -250,6 +261,7 @@ def test_llama_pieces_are_those_of_sentencepiece():
     assert ids == {
         "bos_id": 1,
         "eos_id": 2,
+        "eos_ids": [2],
         "pad_id": None,
         "unk_id": 0,
         "add_bos": True,
