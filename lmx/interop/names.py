@@ -2,7 +2,7 @@
 
 A row says how the parameter of one layer (or, without `{}`, of the whole model) is
 called and laid out elsewhere. Several rows may share a published tensor: each is then
-one equal part of its outputs.
+a part of its outputs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 Layout = Literal["table", "vector", "linear", "conv", "turned"]
+Turns = Literal["whole", "heads", "units"]
 
 
 class Row(NamedTuple):
@@ -17,17 +18,20 @@ class Row(NamedTuple):
 
     Attributes:
       ours: its path; inside a block without `blocks/i/`.
-      theirs: its published name; `{}` is the layer.
+      theirs: its published name; the first `{}` is the layer, the second the expert.
       layout: 'table' and 'vector' as they are; 'linear' is [out, in], as in
         torch.nn.Linear; 'conv' is [in, out], as in GPT-2; 'turned' is 'linear' with
         the rotary pairs of each head interleaved, as llama.cpp keeps queries and keys.
-      part: (i, n): the i-th of n equal parts along the outputs.
+      part: its place among the parameters that share a published tensor.
+      turns: how those take turns along its outputs: each whole, head by head, or unit
+        by unit.
     """
 
     ours: str
     theirs: str
     layout: Layout
-    part: tuple[int, int] = (0, 1)
+    part: int = 0
+    turns: Turns = "whole"
 
 
 LLAMA = (
@@ -100,13 +104,13 @@ GPT2 = (
                 f"attention/{name}/kernel",
                 "transformer.h.{}.attn.c_attn.weight",
                 "conv",
-                (i, 3),
+                i,
             ),
             Row(
                 f"attention/{name}/bias",
                 "transformer.h.{}.attn.c_attn.bias",
                 "vector",
-                (i, 3),
+                i,
             ),
         )
     ),
@@ -165,7 +169,7 @@ GGUF_GPT2 = (
         for leaf, leaf_there in (("scale", "weight"), ("bias", "bias"))
     ),
     *(
-        Row(f"attention/{ours}/{leaf}", f"blk.{{}}.attn_qkv.{there}", layout, (i, 3))
+        Row(f"attention/{ours}/{leaf}", f"blk.{{}}.attn_qkv.{there}", layout, i)
         for i, ours in enumerate(("query", "key", "value"))
         for leaf, there, layout in _LINEAR
     ),

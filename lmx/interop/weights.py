@@ -30,25 +30,23 @@ class Source(Protocol):
 
 
 class Piece(NamedTuple):
-    """One layer's share of one parameter, and the row that says where it is published.
+    """One layer's (and expert's) share of a parameter, and the row that publishes it.
 
     Attributes:
       leaf: the path of the parameter, such as `blocks/0/mlp/up/kernel`.
-      at: the slice of its first axis, None for a parameter that is not stacked.
+      at: where its share is along the first axes: (), (layer,) or (layer, expert).
       shape: of this share.
       row: of the table.
-      theirs: the published name.
     """
 
     leaf: str
-    at: int | None
+    at: tuple[int, ...]
     shape: tuple[int, ...]
     row: Row
-    theirs: str
 
 
-def pieces(model: Architecture, rows: Sequence[Row]) -> list[Piece]:
-    """Returns every share of every parameter of `model`.
+def pieces(model: Architecture, rows: Sequence[Row]) -> dict[str, list[Piece]]:
+    """Returns the shares of parameters that make up each published tensor, in order.
 
     Raises:
       UserError: the scheme has no name for one of them.
@@ -58,7 +56,7 @@ def pieces(model: Architecture, rows: Sequence[Row]) -> list[Piece]:
     for name, pattern, repeats in stacks(model):
         offsets[name] = (layer, len(pattern))
         layer += len(pattern) * repeats
-    found = []
+    found: dict[str, list[Piece]] = {}
     for leaf, value in flatten_with_names(nn.meta.unbox(abstract_params(model))):
         stack, _, rest = leaf.partition("/")
         stacked = stack in offsets
@@ -66,13 +64,14 @@ def pieces(model: Architecture, rows: Sequence[Row]) -> list[Piece]:
         if ours not in by_ours:
             raise UserError(f"{leaf} has no name in the format; it cannot be exported")
         row = by_ours[ours]
-        if not stacked:
-            found.append(Piece(leaf, None, value.shape, row, row.theirs))
-            continue
-        first, period = offsets[stack]
-        for i in range(value.shape[0]):
-            theirs = row.theirs.format(first + i * period + int(j))
-            found.append(Piece(leaf, i, value.shape[1:], row, theirs))
+        depth = row.theirs.count("{}")
+        first, period = offsets.get(stack, (0, 1))
+        for at in np.ndindex(value.shape[:depth]):
+            numbers = [first + i * period + int(j) for i in at[:1]] + [*at[1:]]
+            piece = Piece(leaf, at, value.shape[depth:], row)
+            found.setdefault(row.theirs.format(*numbers), []).append(piece)
+    for group in found.values():
+        group.sort(key=lambda piece: piece.row.part)
     return found
 
 
@@ -98,14 +97,12 @@ def read_params(
     dtype = jnp.dtype(model.param_dtype)
     shapes = dict(flatten_with_names(nn.meta.unbox(abstract_params(model))))
     leaves: dict[str, np.ndarray] = {}
-    for piece in wanted:
-        value = _from_theirs(model, piece, source.read(piece.theirs), say_where)
-        if piece.at is None:
-            leaves[piece.leaf] = value.astype(dtype)
-            continue
-        if piece.leaf not in leaves:
-            leaves[piece.leaf] = np.empty(shapes[piece.leaf].shape, dtype)
-        leaves[piece.leaf][piece.at] = value
+    for name, group in wanted.items():
+        value = _checked(source.read(name), group, f"{say_where}: {name}")
+        for piece, part in zip(group, _split(value, model, group), strict=True):
+            if piece.leaf not in leaves:
+                leaves[piece.leaf] = np.empty(shapes[piece.leaf].shape, dtype)
+            leaves[piece.leaf][piece.at] = _from_theirs(piece, part)
     return nest(leaves)
 
 
@@ -114,33 +111,28 @@ def published(
 ) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
     """Yields (name, shape, function that makes it) of every published tensor."""
     leaves = dict(flatten_with_names(params))
-    groups: dict[str, list[Piece]] = {}
-    for piece in pieces(model, rows):
-        groups.setdefault(piece.theirs, []).append(piece)
-    for name, group in groups.items():
-        group.sort(key=lambda piece: piece.row.part)
+    for name, group in pieces(model, rows).items():
 
         def make(group=group) -> np.ndarray:
-            parts = [_to_theirs(model, p, _share(leaves, p)) for p in group]
-            axis = -1 if group[0].row.layout == "conv" else 0
-            return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+            return _join(
+                [_to_theirs(p, np.asarray(leaves[p.leaf][p.at])) for p in group],
+                model,
+                group,
+            )
 
         yield name, _published_shape(group), make
 
 
-def _share(leaves: dict[str, Any], piece: Piece) -> np.ndarray:
-    leaf = leaves[piece.leaf]
-    return np.asarray(leaf if piece.at is None else leaf[piece.at])
-
-
-def _check_names(model, wanted: list[Piece], source: Source, where: str) -> None:
+def _check_names(
+    model, wanted: dict[str, list[Piece]], source: Source, where: str
+) -> None:
     """Raises a `DataError` unless the source has the wanted tensors and no others."""
-    have, need = set(source.names()), {piece.theirs for piece in wanted}
+    have, need = set(source.names()), set(wanted)
     spare = {n for n in have - need if not any(re.search(b, n) for b in BUFFERS)}
     tied = [n for n in spare if n in ("lm_head.weight", "output.weight")]
     if model.head == "tied" and tied:
         spare -= set(tied)  # a copy of the embedding, which some files spell out
-        embedding = next(p.theirs for p in wanted if p.leaf == "embedding")
+        embedding = next(n for n, (p, *_) in wanted.items() if p.leaf == "embedding")
         if not np.array_equal(source.read(tied[0]), source.read(embedding)):
             raise DataError(
                 f"{where}: {tied[0]} is not {embedding}, though the config ties them"
@@ -161,59 +153,97 @@ def _sides(piece: Piece) -> tuple[int, int]:
     return math.prod(sizes[:cut]), math.prod(sizes[cut:])
 
 
+def _outputs_axis(piece: Piece) -> int:
+    """Returns the axis of the published tensor along which parts share it."""
+    return -1 if piece.row.layout in ("conv", "table") else 0
+
+
+def _shape_alone(piece: Piece) -> tuple[int, ...]:
+    """Returns the published shape of a piece that shares its tensor with no other."""
+    match piece.row.layout:
+        case "table":
+            return piece.shape
+        case "vector":
+            return (math.prod(piece.shape),)
+        case "conv":
+            return _sides(piece)
+        case _:
+            return _sides(piece)[::-1]
+
+
 def _published_shape(group: list[Piece]) -> tuple[int, ...]:
     """Returns the shape of the published tensor that the group's parts make up."""
-    first, n = group[0], len(group)
-    match first.row.layout:
-        case "table":
-            return first.shape
-        case "vector":
-            return (n * math.prod(first.shape),)
-        case "conv":
-            inputs, outputs = _sides(first)
-            return (inputs, n * outputs)
-        case _:
-            inputs, outputs = _sides(first)
-            return (n * outputs, inputs)
+    shape, axis = list(_shape_alone(group[0])), _outputs_axis(group[0])
+    shape[axis] = sum(_shape_alone(piece)[axis] for piece in group)
+    return tuple(shape)
 
 
-def _from_theirs(model, piece: Piece, value: np.ndarray, where: str) -> np.ndarray:
-    """Returns this piece of a published tensor in our layout."""
-    (i, n), layout = piece.row.part, piece.row.layout
-    axis = -1 if layout == "conv" else 0
-    if value.shape[axis:][:1] and value.shape[axis] % n == 0:
-        size = value.shape[axis] // n
-        value = (
-            value[..., i * size : (i + 1) * size] if axis else value[i * size :][:size]
-        )
-    expected = _published_shape([piece])
+def _turns(model: Architecture, group: list[Piece]) -> int:
+    """Returns how many times the parts of a tensor take turns along its outputs."""
+    match group[0].row.turns:
+        case "whole":
+            return 1
+        case "heads":
+            return model.num_heads
+        case "units":
+            return _shape_alone(group[0])[_outputs_axis(group[0])]
+
+
+def _split(value: np.ndarray, model, group: list[Piece]) -> list[np.ndarray]:
+    """Returns each piece's part of a published tensor."""
+    if len(group) == 1:
+        return [value]
+    axis, n = _outputs_axis(group[0]), _turns(model, group)
+    value = np.moveaxis(value, axis, 0)
+    value = value.reshape(n, -1, *value.shape[1:])
+    sizes = [_shape_alone(piece)[axis] // n for piece in group]
+    parts = np.split(value, np.cumsum(sizes)[:-1], axis=1)
+    return [np.moveaxis(p.reshape(-1, *p.shape[2:]), 0, axis) for p in parts]
+
+
+def _join(parts: list[np.ndarray], model, group: list[Piece]) -> np.ndarray:
+    """Returns the published tensor of all its parts: undoes `_split`."""
+    if len(group) == 1:
+        return parts[0]
+    axis, n = _outputs_axis(group[0]), _turns(model, group)
+    turned = [np.moveaxis(part, axis, 0) for part in parts]
+    turned = [part.reshape(n, -1, *part.shape[1:]) for part in turned]
+    value = np.concatenate(turned, axis=1)
+    return np.moveaxis(value.reshape(-1, *value.shape[2:]), 0, axis)
+
+
+def _checked(value: np.ndarray, group: list[Piece], where: str) -> np.ndarray:
+    """Returns a published tensor, which must be finite and of the expected shape."""
+    expected = _published_shape(group)
     if value.shape != expected:
-        raise DataError(
-            f"{where}: {piece.theirs} has shape {value.shape} where {expected} is due"
-        )
+        raise DataError(f"{where} has shape {value.shape} where {expected} is due")
     if not np.isfinite(value).all():
-        raise DataError(f"{where}: {piece.theirs} holds values that are not finite")
-    if layout == "turned":
-        value = _interleave(value, model.head_dim, undo=True)
-    if layout in ("linear", "turned"):
+        raise DataError(f"{where} holds values that are not finite")
+    return value
+
+
+def _from_theirs(piece: Piece, value: np.ndarray) -> np.ndarray:
+    """Returns a piece of a published tensor in our layout."""
+    if piece.row.layout == "turned":
+        value = _interleave(value, piece.shape[-1], undo=True)
+    if piece.row.layout in ("linear", "turned"):
         value = value.T
     return value.reshape(piece.shape)
 
 
-def _to_theirs(model, piece: Piece, value: np.ndarray) -> np.ndarray:
-    """Returns the published layout of this piece: undoes `_from_theirs`."""
-    layout = piece.row.layout
-    if layout == "vector":
-        return value.reshape(-1)
-    if layout == "table":
-        return value
+def _to_theirs(piece: Piece, value: np.ndarray) -> np.ndarray:
+    """Returns the published layout of a piece: undoes `_from_theirs`."""
+    match piece.row.layout:
+        case "vector":
+            return value.reshape(-1)
+        case "table":
+            return value
     value = value.reshape(_sides(piece))
-    if layout == "conv":
+    if piece.row.layout == "conv":
         return value
-    value = value.T
-    return (
-        _interleave(value, model.head_dim, undo=False) if layout == "turned" else value
-    )
+    if piece.row.layout == "turned":
+        return _interleave(value.T, piece.shape[-1], undo=False)
+    return value.T
 
 
 def _interleave(rows: np.ndarray, head_dim: int, *, undo: bool) -> np.ndarray:

@@ -688,8 +688,8 @@ def test_a_wrong_export_is_caught(tmp_path, capsys, monkeypatch, source):
 
     right = weights._to_theirs
 
-    def wrong(model, piece, value):
-        found = right(model, piece, value)
+    def wrong(piece, value):
+        found = right(piece, value)
         return found[::-1] if piece.leaf.endswith("query/kernel") else found
 
     # Only what is written is wrong: the comparison has its own copy.
