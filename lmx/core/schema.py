@@ -56,6 +56,11 @@ class ModelConfig:
     window: int | None = knob(
         None, "Tokens that a 'window' layer sees, itself included."
     )
+    attention: Literal["causal", "bidirectional"] = knob(
+        "causal",
+        "A token sees those before it, or those after it too: then the model reads "
+        "(`lmx embed`) and cannot write.",
+    )
     positions: Literal["rope", "learned", "alibi", "none"] = knob(
         "rope", "How the model knows token order."
     )
@@ -98,6 +103,19 @@ class ModelConfig:
     )
     embedding_scale: float | None = knob(
         None, "Factor on embeddings where they enter the stream; None is 1."
+    )
+    embedding_norm: Literal["rmsnorm", "layernorm", "rmsnorm_plus_one"] | None = knob(
+        None, "Normalisation of embeddings where they enter the stream (BERT)."
+    )
+    token_types: int | None = knob(
+        None, "Rows of BERT's table of token types; text of lmx is of the first."
+    )
+    pooling: Literal[
+        "mean_unit", "first_unit", "last_unit", "mean", "first", "last"
+    ] = knob(
+        "mean_unit",
+        "Which final hidden state of a text, or the mean of all, `lmx embed` gives; "
+        "'_unit' scales it to length 1.",
     )
     attention_scale: float | None = knob(
         None, "Factor on attention scores; None is 1 / sqrt(head_dim)."

@@ -27,6 +27,7 @@ from lmx.core.schema import Architecture
 from lmx.generate.sampling import SamplingConfig, Settings, sample, settings
 from lmx.generate.weights import decoding_logits, for_decoding
 from lmx.models.decoder import Decoder, init_cache
+from lmx.models.sizes import check_causal
 
 FinishReason = Literal["stop", "eos", "length"]
 RUNNING, EOS, FULL, HALTED = 0, 1, 2, 3
@@ -96,6 +97,7 @@ class Generator:
         for name, value in (("max_batch", max_batch), ("chunk", chunk)):
             if value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
+        check_causal(config, "writing")
         self.config, self.params = for_decoding(config, params)
         self.eos_ids = tuple(eos_ids)
         self.pad_id, self.bos_id = pad_id, bos_id

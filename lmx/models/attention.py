@@ -37,7 +37,8 @@ class Attention(nn.Module):
     N query heads share K key/value heads (Ainslie et al. 2023, arXiv:2305.13245).
     `mixer` is its name in the pattern: a 'window' layer limits a query to the last
     `window` tokens, itself included, a 'nope' layer rotates nothing. Without a cache
-    a query sees the earlier tokens of its row; with one, `cache` holds keys and values
+    a query sees the earlier tokens of its row, or all that the window leaves where
+    attention is bidirectional; with one, `cache` holds keys and values
     [layers, B, K, S, H] in which slot = position, and this layer's plane is `layer`;
     heads come before slots so that a step's products need no transposed copy of it.
     Returns the output [B, L, D] and the cache (None when there was none).
@@ -76,6 +77,7 @@ class Attention(nn.Module):
             key_index_BS=key_index,
             query_segments_BL=segments,
             key_segments_BS=segments,
+            causal=c.attention == "causal",
             window=c.window if self.mixer == "window" else None,
             softcap=c.attention_softcap,
             alibi_slopes_N=(

@@ -46,7 +46,7 @@ class Period(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A causal transformer over a resolved `ModelConfig`.
+    """A transformer over a resolved `ModelConfig`: causal, or an encoder.
 
     `apply({"params": p}, tokens)` maps int32 [B, L] to hidden states [B, L, D].
     `positions` (int32 [B, L]) default to 0..L−1 and `segment_ids` keep packed
@@ -60,6 +60,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, tokens_BL, *, positions=None, segment_ids=None, cache=None):
         c = self.config
+        assert cache is None or c.attention == "causal", c.attention
         if positions is None:
             row = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
             positions = jnp.broadcast_to(row, tokens_BL.shape)
@@ -106,8 +107,13 @@ class Decoder(nn.Module):
         if c.positions == "learned":
             rows = table("position_embedding", c.context_length, "position")
             x_BLD = x_BLD + rows[positions_BL]
+        if c.token_types is not None:
+            x_BLD = x_BLD + table("type_embedding", c.token_types, "token_type")[0]
         if c.head == "untied":
             table("head", c.vocab_size, "vocab")
+        if c.embedding_norm is not None:
+            norm = partial(make_norm, dtype=c.residual_dtype)
+            x_BLD = norm(c.embedding_norm, c, name="embedding_norm")(x_BLD)
         x_BLD = x_BLD.astype(c.residual_dtype)
         return nn.with_logical_constraint(x_BLD, ("batch", "length", "features"))
 

@@ -227,22 +227,24 @@ def attention(
     key_index_BS: jax.Array,
     query_segments_BL: jax.Array | None = None,
     key_segments_BS: jax.Array | None = None,
+    causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
     alibi_slopes_N: jax.Array | None = None,
     softmax_dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
-    """Returns causal softmax attention, [B, L, N, H], in the type of `q_BLNH`.
+    """Returns softmax attention, [B, L, N, H], in the type of `q_BLNH`.
 
     Query head n reads key head n // (N / K). A query at index i sees keys at indices in
-    (i - window, i] of its own segment; segment 0 is padding and sees nothing. A query
-    that sees no key gives zeros. Scores are scaled by 1/sqrt(H), then capped to
-    softcap·tanh(s/softcap), then biased by slope·(key index - query index).
+    (i - window, i] of its own segment, and unless `causal` up to i + window; segment 0
+    is padding and sees nothing. A query that sees no key gives zeros. Scores are scaled
+    by 1/sqrt(H), then capped to softcap·tanh(s/softcap), then biased by
+    -slope·|key index - query index|.
     """
     distance_BLS = key_index_BS[:, None, :] - query_index_BL[:, :, None]
-    mask_BLS = distance_BLS <= 0
+    mask_BLS = distance_BLS <= 0 if causal else jnp.ones_like(distance_BLS, bool)
     if window is not None:
-        mask_BLS &= distance_BLS > -window
+        mask_BLS &= jnp.abs(distance_BLS) < window
     if query_segments_BL is not None and key_segments_BS is not None:
         mask_BLS &= query_segments_BL[:, :, None] == key_segments_BS[:, None, :]
         mask_BLS &= query_segments_BL[:, :, None] != 0
@@ -257,7 +259,7 @@ def attention(
         s_BKGLS = softcap * jnp.tanh(s_BKGLS / softcap)
     if alibi_slopes_N is not None:
         slopes_KG11 = alibi_slopes_N.reshape(K, N // K, 1, 1).astype(softmax_dtype)
-        s_BKGLS += slopes_KG11 * distance_BLS[:, None, None]
+        s_BKGLS -= slopes_KG11 * jnp.abs(distance_BLS)[:, None, None]
     p_BKGLS = _softmax(s_BKGLS, mask_BLS[:, None, None]).astype(v_BSKH.dtype)
     if form == "cpu":
         p = p_BKGLS.reshape(B * K, -1, S)

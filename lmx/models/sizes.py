@@ -179,6 +179,11 @@ def parameter_count(c: Architecture) -> int:
     mlp = (ups + 1) * c.width * c.mlp_dim + (ups * c.mlp_dim + c.width) * linear_bias
     tables = c.vocab_size * c.width * (1 if c.head == "tied" else 2)
     tables += c.context_length * c.width if c.positions == "learned" else 0
+    tables += (c.token_types or 0) * c.width
+    if c.embedding_norm:
+        tables += c.width * (
+            2 if c.embedding_norm == "layernorm" and linear_bias else 1
+        )
     final = norm if c.norm_position != "post" else 0
     norms = (4 if c.norm_position == "both" else 2) * norm
     return tables + c.num_layers * (attention + mlp + norms) + final
@@ -193,6 +198,10 @@ def _check(c: Architecture, *, heads_divide: bool) -> None:
         cap = getattr(c, name)
         if cap is not None and not cap > 0:
             raise UserError(f"model.{name}={cap} must be above 0, or None for no cap")
+    if c.token_types is not None and c.token_types < 1:
+        raise UserError(
+            f"model.token_types={c.token_types} must be at least 1, or None"
+        )
     for name in ("embedding_scale", "attention_scale", "window_rope_base"):
         value = getattr(c, name)
         if value is not None and not value > 0:
@@ -228,6 +237,15 @@ def _check(c: Architecture, *, heads_divide: bool) -> None:
         )
 
 
+def check_causal(c: ModelConfig, what: str) -> None:
+    """Raises a `UserError` unless `c` can do `what`, which predicts tokens."""
+    if c.attention != "causal":
+        raise UserError(
+            f"model.attention={c.attention!r} sees the tokens that it would have to "
+            f"predict: {what} needs 'causal'; lmx embed is what this model is for"
+        )
+
+
 def flops_per_token(c: Architecture) -> float:
     """Returns the FLOPs of one training step per token, as MFU counts them.
 
@@ -237,8 +255,11 @@ def flops_per_token(c: Architecture) -> float:
     """
     tables = c.vocab_size * c.width * (0 if c.head == "tied" else 1)
     tables += c.context_length * c.width if c.positions == "learned" else 0
+    tables += (c.token_types or 0) * c.width
+    window = c.window or c.context_length
+    window = window if c.attention == "causal" else 2 * window - 1
     seen = [
-        min(c.context_length, c.window or c.context_length)
+        min(c.context_length, window)
         if c.pattern[i % len(c.pattern)] == "window"
         else c.context_length
         for i in range(c.num_layers)

@@ -20,6 +20,7 @@ DEFAULT: Rules = {
     "layers": None,
     "vocab": "tensor",
     "position": None,
+    "token_type": None,
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",

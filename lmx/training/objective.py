@@ -16,6 +16,7 @@ from lmx.core.schema import Architecture, ObjectiveConfig
 from lmx.inputs.batch import Batch
 from lmx.models.decoder import Decoder, head_matrix
 from lmx.models.kernels import select_form
+from lmx.models.sizes import check_causal
 from lmx.training.losses import cross_entropy
 
 
@@ -45,6 +46,7 @@ class NextToken:
     """
 
     def __init__(self, model: Architecture, config: ObjectiveConfig):
+        check_causal(model, "objective.name='next_token'")
         self.model = model
         self.config = config
         self.decoder = Decoder(model)

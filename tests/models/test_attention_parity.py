@@ -38,6 +38,28 @@ STYLES = {
         "attention_softcap": 0.5,
         "num_kv_heads": 2,
     },
+    "bert": {
+        **GPT2,
+        "norm_position": "post",
+        "mlp": "gelu_exact",
+        "attention": "bidirectional",
+        "embedding_norm": "layernorm",
+        "token_types": 2,
+    },
+    "bidirectional_rope_window_cap": {
+        "attention": "bidirectional",
+        "pattern": ("window", "attention"),
+        "window": 3,
+        "num_kv_heads": 2,
+        "attention_softcap": 0.7,
+        "embedding_norm": "rmsnorm",
+    },
+    "bidirectional_alibi_window": {
+        "attention": "bidirectional",
+        "positions": "alibi",
+        "pattern": ("window", "nope"),
+        "window": 4,
+    },
     "no_positions": {
         "positions": "none",
         "norm": "layernorm",
@@ -65,6 +87,10 @@ class Reference:
         x = p["embedding"][tokens]
         if c.positions == "learned":
             x = x + p["position_embedding"][positions]
+        if c.token_types:
+            x = x + p["type_embedding"][0]
+        if c.embedding_norm:
+            x = self.norm(c.embedding_norm, p, "embedding_norm", x)
         period = len(c.pattern)
         for layer in range(c.num_layers):
             whole = layer // period < c.num_layers // period
@@ -154,9 +180,9 @@ class Reference:
             for i in range(length):
                 seen = [
                     j
-                    for j in range(i + 1)
+                    for j in range(i + 1 if c.attention == "causal" else length)
                     if segments[j] == segments[i] != 0
-                    and (window is None or i - j < window)
+                    and (window is None or abs(i - j) < window)
                 ]
                 if not seen:
                     continue
@@ -164,7 +190,7 @@ class Reference:
                 if c.attention_softcap is not None:
                     scores = self.cap(scores, c.attention_softcap)
                 if c.positions == "alibi":
-                    scores = scores - self.slope(head) * (i - np.array(seen))
+                    scores = scores - self.slope(head) * np.abs(i - np.array(seen))
                 weights = np.exp(scores - scores.max())
                 weights /= weights.sum()
                 out[i] += weights @ v[seen] @ b["attention/out/kernel"][head]

@@ -49,10 +49,17 @@ def compiled(function, *args):
     return jax.jit(function).lower(*args).compile(compiler_options=QUICKLY)
 
 
-@pytest.mark.parametrize("positions", POSITIONS)
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_hidden_states_have_no_gradient_of_later_tokens(mixer, positions):
-    config, params = make(pattern=(mixer,), positions=positions)
+@pytest.mark.parametrize(
+    ("mixer", "positions", "attention"),
+    [
+        *((mixer, p, "causal") for mixer in MIXERS for p in POSITIONS),
+        *((mixer, "rope", "bidirectional") for mixer in MIXERS),
+    ],
+)
+def test_hidden_states_have_gradients_of_the_tokens_they_see_only(
+    mixer, positions, attention
+):
+    config, params = make(pattern=(mixer,), positions=positions, attention=attention)
     tokens = np.arange(LENGTH, dtype=np.int32)[None]  # row s of the table is token s
     probe = np.random.default_rng(1).normal(size=(1, 1, 8)).astype(np.float32)
 
@@ -66,7 +73,8 @@ def test_hidden_states_have_no_gradient_of_later_tokens(mixer, positions):
     reached = np.abs(np.asarray(jacobian)).sum(-1) != 0  # [state t, token s]
     state, token = np.ogrid[:LENGTH, :LENGTH]
     far = config.num_layers * (WINDOW - 1) if mixer == "window" else LENGTH
-    np.testing.assert_array_equal(reached, (token <= state) & (state - token <= far))
+    seen = (token <= state) | (attention == "bidirectional")
+    np.testing.assert_array_equal(reached, seen & (abs(state - token) <= far))
 
 
 DOCUMENTS = ((5, 4, 3), (2, 9), (6, 1, 4))  # lengths; the last row ends in padding
@@ -120,8 +128,9 @@ def test_packed_losses_and_gradients_are_the_sums_of_unpacked_ones(positions):
         assert error <= 1e-5, name
 
 
-def test_other_documents_and_padding_leave_hidden_states_alone():
-    config, params = make(pattern=tuple(MIXERS))
+@pytest.mark.parametrize("attention", ["causal", "bidirectional"])
+def test_other_documents_and_padding_leave_hidden_states_alone(attention):
+    config, params = make(pattern=tuple(MIXERS), attention=attention)
     packed, _ = packed_and_apart()
 
     def states(tokens):

@@ -230,12 +230,12 @@ def check_attention(*, form, dtype, shape, segments=False, offset=0, **options):
     query_index = np.broadcast_to(np.arange(L) + offset, (B, L))
     key_index = np.broadcast_to(np.arange(S), (B, S))
     distance = key_index[:, None] - query_index[:, :, None]
-    mask = distance <= 0
+    mask = (distance <= 0) | (not options.get("causal", True))
     if options.get("window"):
-        mask &= distance > -options["window"]
+        mask &= np.abs(distance) < options["window"]
     bias = np.zeros((B, L, S, N))
     if options.get("alibi_slopes_N") is not None:
-        bias += distance[..., None] * np.asarray(options["alibi_slopes_N"])
+        bias -= np.abs(distance)[..., None] * np.asarray(options["alibi_slopes_N"])
     if segments:
         ids = np.sort(np.random.default_rng(4).integers(1, 4, (B, L)), axis=1)
         ids[:, L - L // 3 :] = 0  # a tail of padding
@@ -292,6 +292,18 @@ def test_attention_and_its_gradients_equal_numpy(form, dtype, shape, names):
     if "alibi_slopes_N" in options:
         options["alibi_slopes_N"] = np.float32(2.0) ** -np.arange(1, shape[3] + 1)
     check_attention(form=form, dtype=dtype, shape=shape, **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("dtype", "names"), [case for case in CASES if len(case[1]) in (0, 2, 4)]
+)
+def test_bidirectional_attention_and_its_gradients_equal_numpy(form, dtype, names):
+    options = {k: v for name in names for k, v in OPTIONS[name].items()}
+    shape = SHAPES["grouped"]
+    if "alibi_slopes_N" in options:
+        options["alibi_slopes_N"] = np.float32(2.0) ** -np.arange(1, shape[3] + 1)
+    check_attention(form=form, dtype=dtype, shape=shape, causal=False, **options)
 
 
 @pytest.mark.parametrize("form", FORMS)

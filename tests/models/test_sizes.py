@@ -64,6 +64,8 @@ def configs(draw):
         mlp=pick(*MLPS),
         biases=pick("none", "qkv", "all"),
         head=pick("tied", "untied"),
+        embedding_norm=pick(None, *NORMS),
+        token_types=pick(None, 1, 3),
     )
 
 
@@ -169,6 +171,7 @@ IMPOSSIBLE = [
     ({"pattern": ()}, ["model.pattern=()", "'attention'"]),
     ({"pattern": ("window",)}, ["model.window=None", "at least 1"]),
     ({"pattern": ("window",), "window": 0}, ["model.window=0", "at least 1"]),
+    ({"token_types": 0}, ["model.token_types=0", "at least 1"]),
     ({"attention_softcap": 0.0}, ["model.attention_softcap=0.0", "None"]),
     ({"logit_softcap": -1.0}, ["model.logit_softcap=-1.0", "None"]),
     ({"num_layers": None}, ["model.num_layers", "model.size='10m'"]),
