@@ -83,11 +83,6 @@ class Tokenizer:
         ids = backend.get_vocab(with_added_tokens=True).values()
         self.vocab_size: int = 1 + max(ids, default=-1)
 
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """The ids that end a text."""
-        return (self.eos_id,)
-
     @functools.cached_property
     def fingerprint(self) -> str:
         """Returns the sha256 (hex) of all that decides how text becomes ids."""
