@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": ("lmx.run.generate_command", "continue prompts with a trained model"),
     "import": ("lmx.run.import_command", "make a workdir of a published model"),
     "chat": ("lmx.run.chat_command", "talk to a model"),
+    "embed": ("lmx.run.embed_command", "turn texts into vectors"),
     "export": ("lmx.run.export_command", "write a model for transformers or llama.cpp"),
     "config": ("lmx.run.config_command", "show, compare and explain options"),
 }

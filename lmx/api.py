@@ -18,7 +18,7 @@ from lmx.generate.sampling import SamplingConfig
 from lmx.generate.text import complete, stream
 from lmx.inputs.chat import ChatTemplate
 from lmx.inputs.tokenizers import Tokenizer
-from lmx.models.sizes import resolve
+from lmx.models.sizes import check_causal, resolve
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -104,6 +104,7 @@ class LanguageModel:
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Returns the token ids with which a conversation asks for a reply."""
+        check_causal(self.model, "a reply")
         if self.chat_template is None:
             raise UserError(
                 "this model has no chat template; import one that was tuned to chat, "
@@ -130,6 +131,30 @@ class LanguageModel:
         top_L = logits_LV.max(axis=-1)
         log_z_L = top_L + np.log(np.exp(logits_LV - top_L[:, None]).sum(axis=-1))
         return logits_LV[np.arange(len(ids) - 1), ids[1:]] - log_z_L
+
+    def embed(
+        self, texts: str | Sequence[str], *, pooling: str | None = None
+    ) -> np.ndarray:
+        """Returns float32 [n, D]: each text as a vector, near those of like meaning.
+
+        It is made of the final hidden states as `model.pooling` says, or `pooling`:
+        their mean, the first or the last, with '_unit' scaled to length 1. Encoders
+        come with theirs; of a decoder, 'last_unit' is the one state that saw the whole
+        text, and without training for it neither is a good embedding.
+
+        Raises:
+          UserError: a text is empty or longer than the context.
+        """
+        from lmx.generate.embedding import embed
+
+        tokenizer = self.tokenizer
+        rows = [
+            [*tokenizer.prefix_ids, *ids, *tokenizer.suffix_ids]
+            for ids in tokenizer.encode_batch(
+                [texts] if isinstance(texts, str) else list(texts)
+            )
+        ]
+        return embed(self.model, self.params, rows, pooling=pooling)
 
     def save(
         self,
@@ -166,6 +191,7 @@ class LanguageModel:
         from lmx.models.decoder import Decoder, head_logits
 
         model = self.model
+        check_causal(model, "the score of a next token")
         tokens_L = np.asarray(token_ids, np.int64)
         if tokens_L.ndim != 1 or not 1 <= len(tokens_L) <= model.context_length:
             raise UserError(

@@ -70,6 +70,9 @@ class Tokenizer:
         self._backend = backend = tokenizers.Tokenizer.from_str(content)
         # Not stored in the file: text that spells a special token is text.
         backend.encode_special_tokens = True
+        # Some files are stored with the settings of their last batch.
+        backend.no_truncation()
+        backend.no_padding()
         self.kind: str = meta["kind"]
         self.bos_id: int = meta["bos_id"]
         self.eos_id: int = meta["eos_id"]
@@ -79,6 +82,8 @@ class Tokenizer:
         self.unk_id: int | None = meta["unk_id"]
         # What a text begins with: BOS, but for some tokenizers made elsewhere.
         self.prefix_ids: tuple[int, ...] = tuple(meta.get("prefix_ids", [self.bos_id]))
+        # What a whole text ends with for those encoders that were trained so.
+        self.suffix_ids: tuple[int, ...] = tuple(meta.get("suffix_ids", []))
         # Ids may have gaps in tokenizers made elsewhere.
         ids = backend.get_vocab(with_added_tokens=True).values()
         self.vocab_size: int = 1 + max(ids, default=-1)
@@ -90,6 +95,8 @@ class Tokenizer:
         special.append(self.unk_id)
         if self.prefix_ids != (self.bos_id,):
             special.append(self.prefix_ids)
+        if self.suffix_ids:
+            special.append(["suffix", *self.suffix_ids])
         text = json.dumps([json.loads(self._content), special], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -145,6 +152,8 @@ class Tokenizer:
         import tokenizers
 
         backend = tokenizers.Tokenizer.from_str(self._content)
+        backend.no_truncation()
+        backend.no_padding()
         return backend.encode(text, add_special_tokens=False).ids
 
     def token(self, index: int) -> str | None:
@@ -186,6 +195,7 @@ class Tokenizer:
             "pad_id": self.pad_id,
             "unk_id": self.unk_id,
             "prefix_ids": list(self.prefix_ids),
+            "suffix_ids": list(self.suffix_ids),
             "fingerprint": self.fingerprint,
         }
         try:

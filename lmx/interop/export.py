@@ -24,6 +24,7 @@ from lmx.interop.gguf_writer import write_gguf
 from lmx.interop.hf_config import write_config
 from lmx.interop.hf_families import FAMILIES
 from lmx.interop.safetensors_file import DTYPES, write_safetensors
+from lmx.interop.sentence_files import write_pooling
 from lmx.interop.weights import published
 
 FORMATS = ("hf", "gguf")
@@ -106,6 +107,8 @@ def _write_directory(folder: Path, dtype, model, params, tokenizer, template) ->
         settings["chat_template"] = template
         (folder / "chat_template.jinja").write_text(template, encoding="utf8")
     _write_json(folder / "tokenizer_config.json", settings)
+    if model.attention == "bidirectional":
+        write_pooling(folder, model)
 
 
 def with_prefix(tokenizer: Tokenizer) -> str:

@@ -22,7 +22,7 @@ FORM = (
     *("rope_base", "rope_scaling", "rope_factor", "rope_original_length", "norm"),
     *("norm_position", "norm_epsilon", "qk_norm", "mlp", "biases", "head"),
     *("attention_softcap", "logit_softcap", "embedding_scale", "attention_scale"),
-    "window_rope_base",
+    *("window_rope_base", "attention", "embedding_norm", "token_types"),
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lmx.core.errors import pick
 from lmx.core.schema import Architecture
 from lmx.interop.hf_fields import Fields
-from lmx.interop.names import GEMMA2, GPT2, LLAMA, OLMO2, Row
+from lmx.interop.names import BERT, GEMMA2, GPT2, LLAMA, OLMO2, Row
 
 
 class Family(NamedTuple):
@@ -245,6 +245,55 @@ def _read_gpt2(f: Fields) -> dict[str, Any]:
     }
 
 
+BERT_GELUS = {"gelu": "gelu_exact", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu"}
+
+
+def _read_bert(f: Fields) -> dict[str, Any]:
+    """An encoder: sees both ways, normalises sums, and its embeddings too."""
+    f.only("position_embedding_type", "absolute")
+    for name in ("is_decoder", "add_cross_attention"):
+        f.only(name, False)
+    f.take("tie_word_embeddings")  # of a head that is not there
+    act = f.take("hidden_act", "gelu")
+    if act not in BERT_GELUS:
+        raise f.refusal("hidden_act", act, f"lmx can express {', '.join(BERT_GELUS)}")
+    return {
+        "vocab_size": f.number("vocab_size", 30522),
+        "context_length": f.number("max_position_embeddings", 512),
+        "width": f.number("hidden_size", 768),
+        "num_layers": f.number("num_hidden_layers", 12),
+        "num_heads": f.number("num_attention_heads", 12),
+        "mlp_dim": f.number("intermediate_size", 3072),
+        "norm_epsilon": f.real("layer_norm_eps", 1e-12),
+        "init_scale": f.real("initializer_range", 0.02),
+        "token_types": f.number("type_vocab_size", 2),
+        "mlp": BERT_GELUS[act],
+        "attention": "bidirectional",
+        "positions": "learned",
+        "norm": "layernorm",
+        "norm_position": "post",
+        "embedding_norm": "layernorm",
+        "biases": "all",
+        "head": "tied",  # to nothing: an encoder has no use for a head
+    }
+
+
+def _write_bert(m: Architecture) -> dict[str, Any]:
+    return {
+        "vocab_size": m.vocab_size,
+        "max_position_embeddings": m.context_length,
+        "hidden_size": m.width,
+        "num_hidden_layers": m.num_layers,
+        "num_attention_heads": m.num_heads,
+        "intermediate_size": m.mlp_dim,
+        "layer_norm_eps": m.norm_epsilon,
+        "initializer_range": m.init_scale,
+        "type_vocab_size": m.token_types or 1,
+        "hidden_act": "gelu_pytorch_tanh" if m.mlp == "gelu" else "gelu",
+        "position_embedding_type": "absolute",
+    }
+
+
 def _write_llama(m: Architecture) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": m.rope_base}
     if m.rope_scaling is not None:
@@ -402,4 +451,5 @@ FAMILIES: dict[str, Family] = {
         _write_gemma3,
         {"num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096},
     ),
+    "bert": Family("BertModel", BERT, _read_bert, _write_bert),
 }

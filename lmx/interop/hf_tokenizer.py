@@ -17,7 +17,13 @@ from lmx.interop.text_files import read_json, read_text
 if TYPE_CHECKING:
     import tokenizers
 
-NAMES = ("bos", "eos", "pad", "unk")
+# Ours → theirs; encoders begin and end a text with tokens of other names.
+NAMES = {
+    "bos": ("bos", "cls"),
+    "eos": ("eos", "sep"),
+    "pad": ("pad",),
+    "unk": ("unk",),
+}
 # These end a turn wherever a chat template writes them. Some models were published
 # without saying so (Gemma 1, the first Llama 3), and talk on for both sides.
 TURN_ENDS = ("<end_of_turn>", "<|eot_id|>", "<|im_end|>")
@@ -55,7 +61,8 @@ def make_tokenizer(
     """Returns the tokenizer of the `text` of a tokenizer.json.
 
     `ids` are bos_id, eos_id and pad_id (None where there is none: the end-of-text token
-    stands in), add_bos, and in eos_ids all that end a text.
+    stands in), add_bos, in eos_ids all that end a text, and in suffix_ids what a whole
+    one ends with.
     """
     eos, bos, pad = (ids[name] for name in ("eos_id", "bos_id", "pad_id"))
     if eos is None:
@@ -75,6 +82,7 @@ def make_tokenizer(
         "pad_id": eos if pad is None else pad,
         "unk_id": None,
         "prefix_ids": [bos] if ids["add_bos"] else [],
+        "suffix_ids": ids.get("suffix_ids", []),
     }
     return Tokenizer(text, meta)
 
@@ -84,9 +92,12 @@ def backend_of(text: str, where: str) -> tokenizers.Tokenizer:
     import tokenizers
 
     try:
-        return tokenizers.Tokenizer.from_str(text)
+        backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
         raise DataError(f"{where} is not a tokenizer: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def _special_ids(
@@ -96,8 +107,9 @@ def _special_ids(
 ) -> dict[str, Any]:
     """Returns what `make_tokenizer` takes; the first of `configs` that says counts."""
     ids: dict[str, Any] = {}
-    for name in NAMES:
-        token = settings.get(f"{name}_token")
+    for name, theirs in NAMES.items():
+        tokens = (settings.get(f"{other}_token") for other in theirs)
+        token = next((token for token in tokens if token is not None), None)
         token = token.get("content") if isinstance(token, dict) else token
         index = backend.token_to_id(token) if isinstance(token, str) else None
         values = (config.get(f"{name}_token_id") for config in configs)
@@ -107,7 +119,9 @@ def _special_ids(
         ids[f"{name}_id"] = known[0] if known else None
         if name == "eos":
             ids["eos_ids"] = known
-    ids["add_bos"] = backend.encode("a").ids[:1] == [ids["bos_id"]]
+    bare, whole = (backend.encode("a", add_special_tokens=x).ids for x in (False, True))
+    ids["add_bos"] = whole[:1] == [ids["bos_id"]]
+    ids["suffix_ids"] = whole[ids["add_bos"] + len(bare) :]
     return ids
 
 

@@ -184,8 +184,44 @@ GGUF_GPT2 = (
     ),
 )
 
+_BERT_LAYER = "encoder.layer.{}"
+BERT = (
+    Row("embedding", "embeddings.word_embeddings.weight", "table"),
+    Row("position_embedding", "embeddings.position_embeddings.weight", "table"),
+    Row("type_embedding", "embeddings.token_type_embeddings.weight", "table"),
+    *(
+        Row(f"{ours}/{leaf}", f"{theirs}.LayerNorm.{there}", "vector")
+        for ours, theirs in (
+            ("embedding_norm", "embeddings"),
+            ("mixer_norm", f"{_BERT_LAYER}.attention.output"),
+            ("mlp_norm", f"{_BERT_LAYER}.output"),
+        )
+        for leaf, there in (("scale", "weight"), ("bias", "bias"))
+    ),
+    *(
+        Row(f"{ours}/{leaf}", f"{_BERT_LAYER}.{theirs}.{there}", layout)
+        for ours, theirs in (
+            ("attention/query", "attention.self.query"),
+            ("attention/key", "attention.self.key"),
+            ("attention/value", "attention.self.value"),
+            ("attention/out", "attention.output.dense"),
+            ("mlp/up", "intermediate.dense"),
+            ("mlp/down", "output.dense"),
+        )
+        for leaf, there, layout in _LINEAR
+    ),
+)
+
 # Tensors that hold no parameter: masks and tables that older files stored.
 BUFFERS = (
+    r"^embeddings\.position_ids$",
     r"\.attn\.(masked_)?bias$",
     r"\.rotary_emb\.inv_freq$",
 )
+
+# Parameters of parts that no layer of lmx has, and why: an import names them, and an
+# export of the model lacks them.
+UNUSED = {
+    r"^pooler\.dense\.(weight|bias)$": "BERT's pooler guesses the next sentence; "
+    "embeddings are pooled from hidden states",
+}

@@ -1,7 +1,7 @@
 """The proof of a conversion: how far what was made is from what it was made of.
 
 Weights are turned back and compared tensor by tensor. Where transformers is installed
-its logits on the same tokens are the reference as well. Nothing of the model is
+its outputs on the same tokens are the reference as well. Nothing of the model is
 executed: no remote code.
 """
 
@@ -12,15 +12,17 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from lmx.core.schema import Architecture
 from lmx.interop.pretrained import Pretrained
-from lmx.interop.weights import published
+from lmx.interop.weights import published, unused
 from lmx.models.decoder import Decoder, head_logits
 
-TOKENS = 64  # of the text that logits are compared on
-LOGIT_TOLERANCE = 1e-4  # in float32, for logits of about 1; larger ones in proportion
+TOKENS = 64  # of the text that outputs are compared on
+CAUSAL = "AutoModelForCausalLM"
+TOLERANCE = 1e-4  # in float32, for outputs of about 1; larger ones in proportion
 # Relative rounding of one conversion to a dtype.
 ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-10}
 
@@ -30,14 +32,21 @@ def parity(pretrained: Pretrained, params: Any, model: Architecture) -> dict[str
 
     `params` are those that were made of `pretrained`, of architecture `model`.
     """
-    found = weight_parity(pretrained, params, model)
+    outputs = "logits" if model.attention == "causal" else "hidden_states"
+    found = {
+        **weight_parity(pretrained, params, model),
+        "unused": unused(pretrained.source),
+        "logits": None,
+        "hidden_states": None,
+    }
     exact = model.param_dtype == "float32"
     if exact and pretrained.where.is_dir() and has_reference():
-        found["logits"] = logit_parity(pretrained.where, params, model)
+        found[outputs] = output_parity(pretrained.where, params, model)
     else:
-        found["logits"] = None
-        found["note"] = "compared with the source's own tensors; no reference logits"
-    parts = [found["weights"], found["logits"] or {"ok": True}]
+        found["note"] = (
+            f"compared with the source's own tensors; no reference {outputs}"
+        )
+    parts = [found["weights"], found[outputs] or {"ok": True}]
     return {**found, "ok": all(part["ok"] for part in parts)}
 
 
@@ -62,47 +71,57 @@ def weight_parity(pretrained: Pretrained, params: Any, model: Architecture) -> d
     return {"weights": {**weights, **({"tensor": where} if where else {})}}
 
 
-def logit_parity(folder: Path, params: Any, model: Architecture) -> dict[str, Any]:
-    """Compares logits with those of transformers on the same pseudo-random tokens."""
-    import jax
+def output_parity(folder: Path, params: Any, model: Architecture) -> dict[str, Any]:
+    """Compares outputs with those of transformers on the same pseudo-random tokens.
+
+    Those of an encoder are its final hidden states, of other models logits.
+    """
     import torch
-    import transformers
 
     # Both in float32, whatever the model was trained in.
     wide: Any = dict.fromkeys(
         ("compute_dtype", "residual_dtype", "softmax_dtype"), "float32"
     )
     model = dataclasses.replace(model, **wide)
+    reads = model.attention == "bidirectional"
+    reference, version = _reference(folder, "AutoModel" if reads else CAUSAL)
+    length = min(TOKENS, model.context_length)
+    tokens_BL = np.random.default_rng(0).integers(0, model.vocab_size, (1, length))
+    with torch.no_grad():
+        output = reference(torch.tensor(tokens_BL))
+    theirs_LX = (output.last_hidden_state if reads else output.logits)[0]
+    theirs_LX = theirs_LX.double().numpy()
+
+    @jax.jit
+    def score(params, tokens_BL):
+        hidden: Any = Decoder(model).apply({"params": params}, tokens_BL)
+        return hidden if reads else head_logits(model, params, hidden)
+
+    ours_LX = np.asarray(score(params, tokens_BL), np.float64)[0]
+    difference = float(np.abs(ours_LX - theirs_LX).max())
+    tolerance = TOLERANCE * max(1.0, float(np.abs(theirs_LX).max()))
+    found = {"reference": version, "tokens": length, "max_abs_difference": difference}
+    if not reads:
+        p, q = _log_softmax(theirs_LX), _log_softmax(ours_LX)
+        found["kl_divergence"] = float((np.exp(p) * (p - q)).sum(axis=-1).mean())
+    return {**found, "tolerance": tolerance, "ok": difference <= tolerance}
+
+
+def _reference(folder: Path, kind: str) -> tuple[Any, str]:
+    """Returns the model of transformers, in float32, and its version."""
+    import torch
+    import transformers
+
     transformers.utils.logging.disable_progress_bar()
-    reference = transformers.AutoModelForCausalLM.from_pretrained(
+    load = getattr(transformers, kind).from_pretrained
+    model = load(
         folder,
         dtype=torch.float32,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
-    ).eval()
-    length = min(TOKENS, model.context_length)
-    tokens_BL = np.random.default_rng(0).integers(0, model.vocab_size, (1, length))
-    with torch.no_grad():
-        theirs_LV = reference(torch.tensor(tokens_BL)).logits[0].double().numpy()
-
-    @jax.jit
-    def score(params, tokens_BL):
-        hidden: Any = Decoder(model).apply({"params": params}, tokens_BL)
-        return head_logits(model, params, hidden)
-
-    ours_LV = np.asarray(score(params, tokens_BL), np.float64)[0]
-    difference = float(np.abs(ours_LV - theirs_LV).max())
-    tolerance = LOGIT_TOLERANCE * max(1.0, float(np.abs(theirs_LV).max()))
-    p, q = _log_softmax(theirs_LV), _log_softmax(ours_LV)
-    return {
-        "reference": f"transformers {transformers.__version__}",
-        "tokens": length,
-        "max_abs_difference": difference,
-        "kl_divergence": float((np.exp(p) * (p - q)).sum(axis=-1).mean()),
-        "tolerance": tolerance,
-        "ok": difference <= tolerance,
-    }
+    )
+    return model.eval(), f"transformers {transformers.__version__}"
 
 
 def _log_softmax(logits_LV: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from lmx.interop.hf_families import FAMILIES
 from lmx.interop.hf_tokenizer import make_tokenizer, read_tokenizer
 from lmx.interop.names import GPT2, Row
 from lmx.interop.safetensors_file import Safetensors
+from lmx.interop.sentence_files import read_pooling
 from lmx.interop.text_files import read_json
 from lmx.interop.weights import Source, read_params
 from lmx.models.sizes import resolve
@@ -97,6 +98,7 @@ def _download(name: str) -> Path:
 def _open_directory(folder: Path) -> Pretrained:
     values = read_json(folder / "config.json")
     family, config = read_config(values, f"{folder}/config.json")
+    config = dataclasses.replace(config, **read_pooling(folder))
     source: Source = Safetensors(folder)
     rows = FAMILIES[family].rows
     if rows is GPT2 and "wte.weight" in source.names():

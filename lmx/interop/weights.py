@@ -18,7 +18,7 @@ import numpy as np
 from lmx.core.errors import DataError, UserError
 from lmx.core.schema import Architecture
 from lmx.core.trees import flatten_with_names, nest
-from lmx.interop.names import BUFFERS, Row
+from lmx.interop.names import BUFFERS, UNUSED, Row
 from lmx.models.decoder import abstract_params, stacks
 
 
@@ -123,12 +123,23 @@ def published(
         yield name, _published_shape(group), make
 
 
+def unused(source: Source) -> dict[str, str]:
+    """Returns the parameters of `source` that lmx has no layer for, and why."""
+    return {
+        name: why
+        for name in sorted(source.names())
+        for pattern, why in UNUSED.items()
+        if re.search(pattern, name)
+    }
+
+
 def _check_names(
     model, wanted: dict[str, list[Piece]], source: Source, where: str
 ) -> None:
     """Raises a `DataError` unless the source has the wanted tensors and no others."""
     have, need = set(source.names()), set(wanted)
-    spare = {n for n in have - need if not any(re.search(b, n) for b in BUFFERS)}
+    idle = (*BUFFERS, *UNUSED)
+    spare = {n for n in have - need if not any(re.search(b, n) for b in idle)}
     tied = [n for n in spare if n in ("lm_head.weight", "output.weight")]
     if model.head == "tied" and tied:
         spare -= set(tied)  # a copy of the embedding, which some files spell out

