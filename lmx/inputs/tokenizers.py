@@ -19,20 +19,20 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lmx.core import errors
+from lmx.inputs.special_tokens import SPECIALS, UNK, foreign_meta, keep_apart
+from lmx.inputs.token_bytes import byte_alphabet, byte_table
 
 if TYPE_CHECKING:
     import tokenizers
 
 KINDS = ("byte", "char", "word", "bpe", "unigram")
-PAD, BOS, EOS, UNK = "<|pad|>", "<|bos|>", "<|eos|>", "<|unk|>"
-SPECIALS = (PAD, BOS, EOS)
 BYTE_LEVEL = ("byte", "bpe", "unigram")
 
 # One token never spans two of these pieces. In order: an English contraction; a word
@@ -50,13 +50,6 @@ PIECES = (
     r"|\s+"
 )
 
-# What other tokenizers call the same three, in order of preference.
-FOREIGN = {
-    BOS: (BOS, "<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", "[CLS]"),
-    EOS: (EOS, "</s>", "<|end_of_text|>", "<eos>", "<|endoftext|>", "[SEP]"),
-    PAD: (PAD, "<pad>", "[PAD]", "<|finetune_right_pad_id|>"),
-}
-
 
 class Tokenizer:
     """Encodes text to ids and back; immutable, safe to share between threads."""
@@ -73,6 +66,7 @@ class Tokenizer:
         # Some files are stored with the settings of their last batch.
         backend.no_truncation()
         backend.no_padding()
+        keep_apart(backend)
         self.kind: str = meta["kind"]
         self.bos_id: int = meta["bos_id"]
         self.eos_id: int = meta["eos_id"]
@@ -106,24 +100,24 @@ class Tokenizer:
 
         Special tokens have no bytes; an unknown one has those of U+FFFD.
         """
-        to_bytes: Callable[[str], bytes]
-        if self.kind in ("char", "word"):
-            to_bytes = _utf8
-        elif self.kind in BYTE_LEVEL or self._decodes_bytes():
-            to_bytes = _from_byte_level
-        else:
-            return None
-        table = [b""] * self.vocab_size
-        for token, index in self._backend.get_vocab(with_added_tokens=True).items():
-            table[index] = to_bytes(token)
-        for index, added in self._backend.get_added_tokens_decoder().items():
-            table[index] = b"" if added.special else added.content.encode()
-        if self.unk_id is not None:
-            table[self.unk_id] = "\ufffd".encode()
+        table, _ = self._bytes
         return table
 
-    def _decodes_bytes(self) -> bool:
-        return type(self._backend.decoder).__name__ == "ByteLevel"
+    @property
+    def begins_with_space(self) -> bool:
+        """Whether texts are encoded with a space before them, which decoding drops."""
+        _, begins = self._bytes
+        return begins
+
+    @functools.cached_property
+    def _bytes(self) -> tuple[list[bytes] | None, bool]:
+        decoder = json.loads(self._content).get("decoder")
+        found = byte_table(self._backend, decoder, self.vocab_size)
+        if found is None:
+            return None, False
+        if self.unk_id is not None:
+            found[0][self.unk_id] = "\ufffd".encode()
+        return found
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`, without BOS or EOS.
@@ -149,12 +143,16 @@ class Tokenizer:
         For prompts that a chat template made; what a user typed is for `encode`.
         """
         _refuse_surrogates(text)
+        return self._markup_backend.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _markup_backend(self) -> tokenizers.Tokenizer:
         import tokenizers
 
         backend = tokenizers.Tokenizer.from_str(self._content)
         backend.no_truncation()
         backend.no_padding()
-        return backend.encode(text, add_special_tokens=False).ids
+        return backend
 
     def token(self, index: int) -> str | None:
         """Returns the name of an id in the vocabulary, None if it has none."""
@@ -171,7 +169,8 @@ class Tokenizer:
         if self.pieces is None:
             known = [index for index in ids if 0 <= index < self.vocab_size]
             return self._backend.decode(known, skip_special_tokens=True)
-        return b"".join(map(self.piece, ids)).decode("utf-8", "replace")
+        text = b"".join(map(self.piece, ids)).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.begins_with_space else text
 
     def piece(self, index: int) -> bytes:
         """Returns the bytes of one id of a tokenizer that has `pieces`.
@@ -231,7 +230,7 @@ class Tokenizer:
             ) from error
         try:
             if meta_text is None:
-                return cls(text, _foreign_meta(text, file))
+                return cls(text, foreign_meta(text, file))
             meta = json.loads(meta_text)
             tokenizer = cls(text, meta)
             fingerprint = meta["fingerprint"]
@@ -262,12 +261,14 @@ class StreamDecoder:
         self._ids: list[int] = []
         self._start = 0  # of the ids decoded together
         self._emitted = 0  # characters already given out from there
+        self._begins = True  # nothing has been shown yet
 
     def push(self, ids: Iterable[int] | int) -> str:
         """Returns the text that `ids` complete."""
         ids = [ids] if isinstance(ids, int | np.integer) else [int(i) for i in ids]
         if self._tokenizer.pieces is not None:
-            return self._utf8.decode(b"".join(map(self._tokenizer.piece, ids)))
+            text = self._utf8.decode(b"".join(map(self._tokenizer.piece, ids)))
+            return self._begun(text)
         self._ids += ids
         text = self._tokenizer.decode(self._ids[self._start :])
         if text.endswith("\ufffd"):  # perhaps half a code point: wait for more
@@ -277,12 +278,20 @@ class StreamDecoder:
     def flush(self) -> str:
         """Returns what was held back, broken bytes as U+FFFD, and starts over."""
         if self._tokenizer.pieces is not None:
-            text = self._utf8.decode(b"", final=True)
+            text = self._begun(self._utf8.decode(b"", final=True))
         else:
             text = self._emit(self._tokenizer.decode(self._ids[self._start :]))
         self._utf8.reset()
         self._ids, self._start, self._emitted = [], 0, 0
+        self._begins = True
         return text
+
+    def _begun(self, text: str) -> str:
+        """Returns what to show of `text`: the first may have a space too many."""
+        if not text or not self._begins:
+            return text
+        self._begins = False
+        return text.removeprefix(" ") if self._tokenizer.begins_with_space else text
 
     def _emit(self, text: str) -> str:
         new = text[self._emitted :]
@@ -365,29 +374,6 @@ class _Counted:
             yield text
 
 
-@functools.cache
-def _byte_alphabet() -> dict[str, int]:
-    """Returns the byte that each character of the library's byte alphabet stands for.
-
-    Printable Latin-1 stands for itself; the other bytes, in order, follow U+0100.
-    """
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    table = {chr(byte): byte for byte in visible}
-    return table | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-def _utf8(token: str) -> bytes:
-    return token.encode()
-
-
-def _from_byte_level(token: str) -> bytes:
-    table = _byte_alphabet()
-    if all(character in table for character in token):
-        return bytes(table[character] for character in token)
-    return token.encode()
-
-
 def _byte_ids(text: str) -> list[int]:
     content = np.frombuffer(text.encode(), np.uint8)
     return (content.astype(np.int32) + len(SPECIALS)).tolist()
@@ -397,33 +383,9 @@ def _byte_model() -> tokenizers.models.BPE:
     from tokenizers import models
 
     vocab = {name: index for index, name in enumerate(SPECIALS)}
-    for character, byte in _byte_alphabet().items():
+    for character, byte in byte_alphabet().items():
         vocab[character] = len(SPECIALS) + byte
     return models.BPE(vocab=vocab, merges=[])
-
-
-def _foreign_meta(content: str, file: Path) -> dict[str, Any]:
-    """Finds the special tokens of a tokenizer that was made elsewhere."""
-    import tokenizers
-
-    backend = tokenizers.Tokenizer.from_str(content)
-    found = {}
-    for ours, names in FOREIGN.items():
-        ids = (backend.token_to_id(name) for name in names)
-        found[ours] = next((index for index in ids if index is not None), None)
-    if found[EOS] is None:
-        raise errors.DataError(
-            f"{file} has no end-of-document token; it must have one of "
-            f"{', '.join(FOREIGN[EOS])}"
-        )
-    bos, pad = found[BOS], found[PAD]
-    return {
-        "kind": "foreign",
-        "eos_id": found[EOS],
-        "bos_id": found[EOS] if bos is None else bos,
-        "pad_id": found[EOS] if pad is None else pad,
-        "unk_id": None,
-    }
 
 
 def _refuse_surrogates(text: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from lmx.core.errors import StorageError, UserError, pick
 from lmx.core.schema import Architecture
 from lmx.inputs.tokenizers import Tokenizer
+from lmx.interop.added_tokens import begin_with
 from lmx.interop.gguf_config import write_gguf_config
 from lmx.interop.gguf_tokenizer import tokenizer_metadata
 from lmx.interop.gguf_writer import write_gguf
@@ -120,11 +121,7 @@ def with_prefix(tokenizer: Tokenizer) -> str:
     if not prefix or backend.encode("a").ids[: len(prefix)] == prefix:
         return tokenizer.content
     bos = str(tokenizer.token(tokenizer.bos_id))
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single=[bos, "$A"],
-        pair=[bos, "$A", f"{bos}:1", "$B:1"],
-        special_tokens=[(bos, tokenizer.bos_id)],
-    )
+    begin_with(backend, bos, tokenizer.bos_id)
     return backend.to_str(pretty=True)
 
 

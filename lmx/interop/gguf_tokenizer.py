@@ -17,11 +17,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmx.core import errors
+from lmx.interop import sentencepieces
+from lmx.interop.added_tokens import begin_with
+from lmx.interop.byte_level import FORMS, Form, byte_level, pre_tokenizer
+from lmx.interop.sentencepieces import (
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Pieces,
+)
 
 if TYPE_CHECKING:
     import tokenizers
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 IDS = {
     "bos_id": "bos_token_id",
     "eos_id": "eos_token_id",
@@ -30,41 +40,17 @@ IDS = {
 }
 # More that end a text: a turn, and a message to a tool.
 MORE_ENDS = ("eot_token_id", "eom_token_id")
-LONGEST_PIECE = 512  # characters of a SentencePiece; real ones have up to 50
-SPACE = "▁"  # SentencePiece's
 
 
-def _words(digits: str) -> str:
-    r"""Returns the pattern that Llama 3 and Qwen 2 share but for their `digits`.
-
-    In order: contractions; letters with one sign before; digits; signs with the line
-    ends after; line ends; spaces but the last before a word; other spaces.
-    """
-    return (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-        r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-        rf"|{digits}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+"
-        r"|\s+(?!\S)"
-        r"|\s+"
-    )
-
-
-# What cuts text before the merges, by tokenizer.ggml.pre: the steps that the
-# tokenizer.json of that model has, digit by digit, GPT-2's pattern (that of the
-# byte-level step itself) or a pattern of its own. A file without the key is older than
-# the key and GPT-2's.
-DIGITS, GPT2 = "digits", "gpt2"
-PRE: dict[str, tuple[str, ...]] = {
-    "gpt-2": (GPT2,),
-    "default": (GPT2,),
-    "smollm": (DIGITS, GPT2),
-    "llama-bpe": (_words(r"\p{N}{1,3}"),),
-    "qwen2": (_words(r"\p{N}"),),
+# What cuts text before the merges, by tokenizer.ggml.pre. A file without the key is
+# older than the key and GPT-2's.
+PRE: dict[str, Form] = {
+    "gpt-2": FORMS["gpt2"],
+    "default": FORMS["gpt2"],
+    "smollm": FORMS["smollm"],
+    "llama-bpe": FORMS["llama3"],
+    "qwen2": FORMS["qwen2"],
 }
-WHOLE_WORDS = ("llama-bpe",)  # a word that is a token needs no merges
-NFC = ("qwen2",)  # text is composed first
 BEGINS = ("llama-bpe",)  # BOS is added where the file does not say
 
 
@@ -92,9 +78,8 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     try:
         build = _gpt2 if model == "gpt2" else _llama
         backend = build(metadata, tokens, kinds, ids)
-        _add_tokens(backend, tokens, kinds)
         if ids["add_bos"]:
-            _begin_with(backend, tokens[ids["bos_id"]], ids["bos_id"])
+            begin_with(backend, tokens[ids["bos_id"]], ids["bos_id"])
         text = backend.to_str()
     except errors.DataError:
         raise
@@ -182,9 +167,6 @@ def _gpt2(
     ids: Mapping[str, Any],
 ) -> tokenizers.Tokenizer:
     """Returns byte-level merges, with the steps of tokenizer.ggml.pre before them."""
-    import tokenizers
-    from tokenizers import decoders, models, normalizers
-
     pre = _word(metadata, "pre", "default")
     if pre not in PRE:
         raise errors.DataError(
@@ -201,28 +183,9 @@ def _gpt2(
                 "tokens to a third; convert the file again"
             )
         merges.append((left, right))
-    backend = tokenizers.Tokenizer(
-        models.BPE(vocab=vocab, merges=merges, ignore_merges=pre in WHOLE_WORDS)
-    )
-    if pre in NFC:
-        backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = _pre_tokenizer(pre)
-    backend.decoder = decoders.ByteLevel()
+    backend = byte_level(vocab, merges, PRE[pre])
+    _add_tokens(backend, tokens, kinds)
     return backend
-
-
-def _pre_tokenizer(pre: str) -> Any:
-    from tokenizers import Regex, pre_tokenizers
-
-    steps: list[Any] = []
-    for step in PRE[pre]:
-        if step == DIGITS:
-            steps.append(pre_tokenizers.Digits(individual_digits=True))
-        elif step != GPT2:
-            steps.append(pre_tokenizers.Split(Regex(step), "isolated"))
-    use_regex = GPT2 in PRE[pre]
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex))
-    return steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
 
 
 def _llama(
@@ -232,60 +195,17 @@ def _llama(
     ids: Mapping[str, Any],
 ) -> tokenizers.Tokenizer:
     """Returns SentencePiece merges: of two neighbours, the best score joins first."""
-    import tokenizers
-    from tokenizers import decoders, models, normalizers
-
     scores = _numbers(metadata, "scores", len(tokens))
     if scores is None:
         raise errors.DataError(
             "tokenizer.ggml.scores is missing, and a 'llama' tokenizer merges by "
             "them; convert the file again"
         )
-    model = models.BPE(
-        vocab={token: index for index, token in enumerate(tokens)},
-        merges=_merges(tokens, kinds, scores),
-        unk_token=tokens[ids["unk_id"]],
-        fuse_unk=True,
-        byte_fallback=BYTE in kinds,
+    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True) is not False
+    pieces = Pieces(
+        tokens, kinds, scores.astype(np.float64), ids["unk_id"], prefix=prefix
     )
-    backend = tokenizers.Tokenizer(model)
-    spaces: Any = normalizers.Replace(" ", SPACE)
-    steps: list[Any] = [
-        decoders.Replace(SPACE, " "),
-        decoders.ByteFallback(),
-        decoders.Fuse(),
-    ]
-    if metadata.get("tokenizer.ggml.add_space_prefix", True) is not False:
-        spaces = normalizers.Sequence([normalizers.Prepend(SPACE), spaces])
-        steps.append(decoders.Strip(" ", 1, 0))
-    backend.normalizer = spaces
-    backend.decoder = decoders.Sequence(steps)
-    return backend
-
-
-def _merges(
-    tokens: list[str], kinds: list[int], scores: np.ndarray
-) -> list[tuple[str, str]]:
-    """Returns all pairs of pieces that join to a piece, the best score of it first.
-
-    SentencePiece joins any such pair; of equal scores it takes the leftmost in the
-    text, for which a list of merges has no word: the longer left part comes first.
-    """
-    texts = [i for i, kind in enumerate(kinds) if kind in (NORMAL, USER_DEFINED)]
-    pieces = {tokens[i] for i in texts}
-    found: list[tuple[float, int, int, str, str]] = []
-    for index in texts:
-        piece = tokens[index]
-        if len(piece) > LONGEST_PIECE:
-            raise errors.DataError(
-                f"token {index} has {len(piece)} characters, more than "
-                f"{LONGEST_PIECE}; convert the file again"
-            )
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in pieces and right in pieces:
-                found.append((-float(scores[index]), index, -cut, left, right))
-    return [(left, right) for *_, left, right in sorted(found)]
+    return sentencepieces.build(pieces)
 
 
 def _add_tokens(
@@ -300,16 +220,6 @@ def _add_tokens(
         if kind in (UNKNOWN, CONTROL, USER_DEFINED) and token
     ]
     backend.add_tokens(added)
-
-
-def _begin_with(backend: tokenizers.Tokenizer, token: str, index: int) -> None:
-    from tokenizers import processors
-
-    backend.post_processor = processors.TemplateProcessing(
-        single=[token, "$A"],
-        pair=[token, "$A", f"{token}:1", "$B:1"],
-        special_tokens=[(token, index)],
-    )
 
 
 def tokenizer_metadata(
@@ -364,12 +274,12 @@ def _name_of(content: Mapping[str, Any]) -> str:
     """Returns the entry of `PRE` that cuts text as this tokenizer does."""
     words = bool(content["model"].get("ignore_merges"))
     normalizer = (content.get("normalizer") or {}).get("type")
-    for name in PRE:
+    for name, form in PRE.items():
         same = _steps(content.get("pre_tokenizer")) == _steps(
-            json.loads(_pre_tokenizer(name).__getstate__())
+            json.loads(pre_tokenizer(form).__getstate__())
         )
-        composed = "NFC" if name in NFC else None
-        if same and words == (name in WHOLE_WORDS) and normalizer == composed:
+        composed = "NFC" if form.nfc else None
+        if same and words == form.whole_words and normalizer == composed:
             return name
     shown = json.dumps(content.get("pre_tokenizer"))
     raise errors.DataError(

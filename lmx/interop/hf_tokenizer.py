@@ -1,22 +1,41 @@
 """The tokenizer of a Hugging Face directory: its text, special ids and chat template.
 
+Where there is no tokenizer.json, one is made of the files that were before it:
+SentencePiece's, GPT-2's or tiktoken's.
+
 Which ids are special is scattered: tokenizer_config.json names tokens, config.json and
 generation_config.json give ids. The last says what ends a reply, often several tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lmx.core.errors import DataError
 from lmx.inputs.tokenizers import Tokenizer
+from lmx.interop import sentencepieces
+from lmx.interop.added_tokens import added_tokens, begin_with, extended, mark
+from lmx.interop.byte_level import FORMS, byte_level
+from lmx.interop.sentencepiece_file import SentencePieceFile, read_sentencepieces
+from lmx.interop.sentencepieces import CONTROL, USER_DEFINED, Pieces
 from lmx.interop.text_files import read_json, read_text
+from lmx.interop.vocab_files import (
+    form_of_merges,
+    form_of_ranks,
+    is_ranks,
+    read_ranks,
+    read_vocab_and_merges,
+)
 
 if TYPE_CHECKING:
     import tokenizers
 
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # the first counts
 # Ours → theirs; encoders begin and end a text with tokens of other names.
 NAMES = {
     "bos": ("bos", "cls"),
@@ -37,22 +56,93 @@ def read_tokenizer(
     `config` is the content of its config.json. Raises a `DataError` for a file that is
     missing or damaged.
     """
-    file = folder / "tokenizer.json"
-    if not file.exists():
-        others = [n for n in ("tokenizer.model", "vocab.json") if (folder / n).exists()]
-        raise DataError(
-            f"{folder} has no tokenizer.json"
-            f"{f' (it has {others[0]})' if others else ''}; save it with a fast "
-            "tokenizer of transformers, which writes one"
-        )
-    text = read_text(file)
     settings = _settings(folder)
-    backend = backend_of(text, str(file))
-    ids = _special_ids(
-        backend, settings, [_optional(folder / "generation_config.json"), config]
-    )
+    file = next((folder / n for n in FILES if (folder / n).exists()), None)
+    file = file or next(iter(sorted(folder.glob("*.tiktoken"))), None)
+    if file is None:
+        raise DataError(
+            f"{folder} has no tokenizer: none of {', '.join(FILES)} and no *.tiktoken; "
+            "download it with one"
+        )
+    configs = [_optional(folder / "generation_config.json"), config]
+    if file.name == "tokenizer.json":
+        text = read_text(file)
+        backend = backend_of(text, str(file))
+        ids = _special_ids(backend, settings, configs)
+    else:
+        backend, ids = _built(file, settings, configs)
+        text = backend.to_str()
+    bare, whole = (backend.encode("a", add_special_tokens=x).ids for x in (False, True))
+    ids["add_bos"] = whole[:1] == [ids["bos_id"]]
+    ids["suffix_ids"] = whole[ids["add_bos"] + len(bare) :]
     template = _chat_template(folder, settings)
     return make_tokenizer(text, ids, template=template, where=str(file)), template
+
+
+def _built(
+    file: Path, settings: Mapping[str, Any], configs: Sequence[Mapping[str, Any]]
+) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """Returns the tokenizer that another file than a tokenizer.json says, and its ids.
+
+    A file says nothing of BOS; where tokenizer_config.json does not either, the models
+    that came with such files decide: SentencePiece's and Llama 3's begin with it.
+    """
+    older = _optional(file.parent / "added_tokens.json")
+    added = added_tokens(older, settings, where=str(file))
+    try:
+        if file.suffix == ".model" and not is_ranks(file):
+            found = read_sentencepieces(file)
+            settings = {**found.specials, **settings}
+            backend, begins = (
+                sentencepieces.build(_with_added(found, added, file)),
+                True,
+            )
+        else:
+            form, tokens, merges = _read_merges(file, configs[-1], settings)
+            tokens = extended(tokens, added, where=str(file))
+            vocab = {token: index for index, token in enumerate(tokens)}
+            backend, begins = byte_level(vocab, merges, FORMS[form]), form == "llama3"
+        ids = _special_ids(backend, settings, configs)
+        bos, eos = ids["bos_id"], ids["eos_id"]
+        mark(backend, added, settings, [i for i in (bos, eos) if i is not None])
+        if settings.get("add_bos_token", begins) is True and bos is not None:
+            begin_with(backend, str(backend.id_to_token(bos)), bos)
+    except DataError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(
+            f"{file} makes no tokenizer ({error}); download it again"
+        ) from error
+    return backend, ids
+
+
+def _read_merges(
+    file: Path, config: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[str, list[str], list[tuple[str, str]]]:
+    """Returns the name of the form, the token of each id, and the merges."""
+    if file.name == "vocab.json":
+        if settings.get("add_prefix_space") is True:
+            raise DataError(
+                f"{file.parent}/tokenizer_config.json: add_prefix_space=true is not "
+                "supported with vocab.json; give a tokenizer.json"
+            )
+        return form_of_merges(config, settings), *read_vocab_and_merges(file.parent)
+    return form_of_ranks(file, config), *read_ranks(file)
+
+
+def _with_added(
+    found: SentencePieceFile, added: Mapping[int, tokenizers.AddedToken], file: Path
+) -> Pieces:
+    """Returns the pieces with the added tokens at their ids."""
+    pieces = found.pieces
+    tokens = extended(pieces.tokens, added, where=str(file))
+    kinds = [*pieces.kinds, *[CONTROL] * (len(tokens) - len(pieces.tokens))]
+    for index, token in added.items():
+        if index >= len(pieces.tokens) and not token.special:
+            kinds[index] = USER_DEFINED
+    scores = np.zeros(len(tokens))
+    scores[: len(pieces.scores)] = pieces.scores
+    return dataclasses.replace(pieces, tokens=tokens, kinds=kinds, scores=scores)
 
 
 def make_tokenizer(
@@ -103,7 +193,7 @@ def backend_of(text: str, where: str) -> tokenizers.Tokenizer:
 def _special_ids(
     backend: tokenizers.Tokenizer,
     settings: Mapping[str, Any],
-    configs: Iterable[Mapping[str, Any]],
+    configs: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Returns what `make_tokenizer` takes; the first of `configs` that says counts."""
     ids: dict[str, Any] = {}
@@ -119,9 +209,6 @@ def _special_ids(
         ids[f"{name}_id"] = known[0] if known else None
         if name == "eos":
             ids["eos_ids"] = known
-    bare, whole = (backend.encode("a", add_special_tokens=x).ids for x in (False, True))
-    ids["add_bos"] = whole[:1] == [ids["bos_id"]]
-    ids["suffix_ids"] = whole[ids["add_bos"] + len(bare) :]
     return ids
 
 

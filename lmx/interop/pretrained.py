@@ -29,7 +29,14 @@ from lmx.interop.text_files import read_json
 from lmx.interop.weights import Source, read_params
 from lmx.models.sizes import resolve
 
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+HUB_FILES = [
+    "*.json",
+    "*.safetensors",
+    "*.jinja",
+    "tokenizer.model",
+    "*.tiktoken",
+    "merges.txt",
+]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -180,12 +180,18 @@ def _foreign(path: Path, specials: list[str]) -> None:
     path.write_text(json.dumps(content), "utf-8")
 
 
-def test_a_tokenizer_of_another_make_loads_and_streams(tmp_path):
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown decoder"])
+def test_a_tokenizer_of_another_make_loads_and_streams(tmp_path, known):
     file = tmp_path / "tokenizer.json"
     _foreign(file, ["<s>", "</s>"])
+    if not known:  # a step that does nothing, but says so in no way we read
+        content = json.loads(file.read_text("utf-8"))
+        idle = {"type": "Strip", "content": " ", "start": 0, "stop": 0}
+        content["decoder"]["decoders"].append(idle)
+        file.write_text(json.dumps(content), "utf-8")
     tokenizer = Tokenizer.load(file)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 2)
-    assert tokenizer.pieces is None
+    assert (tokenizer.pieces is None) is not known
     text = "the cat é 🙂 sat" * 5
     ids = tokenizer.encode(text)
     stream = StreamDecoder(tokenizer)

@@ -307,6 +307,7 @@ def test_a_real_tokenizer_encodes_as_its_model_was_trained(smollm2):
     assert ids == {
         "bos_id": 1,
         "eos_id": 2,
+        "eos_ids": [2],
         "pad_id": 2,
         "unk_id": 0,
         "add_bos": False,
