@@ -17,6 +17,7 @@ from lmx.generate.decode import Generator
 from lmx.generate.sampling import SamplingConfig
 from lmx.generate.text import complete, stream
 from lmx.inputs.chat import ChatTemplate
+from lmx.inputs.chat_tokens import encode_chat
 from lmx.inputs.tokenizers import Tokenizer
 from lmx.models.sizes import check_causal, resolve
 
@@ -103,7 +104,10 @@ class LanguageModel:
         return "".join(self.stream(self.chat_prompt(messages), **sampling))
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Returns the token ids with which a conversation asks for a reply."""
+        """Returns the token ids with which a conversation asks for a reply.
+
+        A message that spells a special token stays text.
+        """
         check_causal(self.model, "a reply")
         if self.chat_template is None:
             raise UserError(
@@ -117,7 +121,7 @@ class LanguageModel:
                 bos_token=tokenizer.token(tokenizer.bos_id) or "",
                 eos_token=tokenizer.token(tokenizer.eos_id) or "",
             )
-        return self.tokenizer.encode_markup(self._template.render(messages))
+        return encode_chat(self._template, self.tokenizer, messages)
 
     def logprobs(self, text: str) -> np.ndarray:
         """Returns float32 [L]: log p of each token of `text` after those before it.

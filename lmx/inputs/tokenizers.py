@@ -140,7 +140,8 @@ class Tokenizer:
     def encode_markup(self, text: str) -> list[int]:
         """Returns the ids of text in which special tokens are spelled out.
 
-        For prompts that a chat template made; what a user typed is for `encode`.
+        For prompts that a chat template made; what a user typed is for `encode`, and
+        `chat_tokens.py` keeps the two apart.
         """
         _refuse_surrogates(text)
         return self._markup_backend.encode(text, add_special_tokens=False).ids
@@ -153,6 +154,12 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         return backend
+
+    @functools.cached_property
+    def special_tokens(self) -> dict[int, tokenizers.AddedToken]:
+        """Returns the special tokens by id, as the library has them."""
+        added = self._backend.get_added_tokens_decoder()
+        return {index: token for index, token in added.items() if token.special}
 
     def token(self, index: int) -> str | None:
         """Returns the name of an id in the vocabulary, None if it has none."""

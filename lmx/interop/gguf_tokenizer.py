@@ -284,8 +284,9 @@ def _name_of(content: Mapping[str, Any]) -> str:
     shown = json.dumps(content.get("pre_tokenizer"))
     raise errors.DataError(
         f"the pre-tokenizer {shown[:200]} (normalizer {normalizer}, ignore_merges "
-        f"{words}) has no name in GGUF among {', '.join(PRE)}; export the model "
-        "without its tokenizer, or to safetensors"
+        f"{words}) has no name in GGUF among {', '.join(PRE)}, and llama.cpp cuts text "
+        "only in ways that it has names for; those that lmx trains have none: export "
+        "to safetensors, or train with the tokenizer.json of one that has"
     )
 
 

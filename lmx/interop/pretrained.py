@@ -93,13 +93,16 @@ def _download(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise UserError(
-            f"{name} is no folder here, and to download it huggingface-hub is missing: "
-            "install lmx[hub]"
+            f"{name}: there is no {Path(name).absolute()}, and to look for it on the "
+            "Hub huggingface-hub is missing; correct the path, or install lmx[hub]"
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # the library has many
-        raise DataError(f"{name} could not be downloaded: {error}") from error
+        raise DataError(
+            f"{name}: there is no {Path(name).absolute()}, and the Hub gave no "
+            f"model of this name ({error}); correct the path or the name"
+        ) from error
 
 
 def _open_directory(folder: Path) -> Pretrained:

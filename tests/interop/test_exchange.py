@@ -421,6 +421,57 @@ def test_lmx_chat_says_what_the_python_face_says(tmp_path, capsys, source):
     assert out == expected + "\n"
 
 
+def test_a_model_with_only_a_sentencepiece_file_writes_and_chats(
+    tmp_path, capsys, copied
+):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (copied / "tokenizer.json").unlink()
+    (copied / "tokenizer_config.json").write_text("{}")
+    configured(copied, bos_token_id=1, eos_token_id=2, pad_token_id=None)
+    (copied / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
+    with open(copied / "tokenizer.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([TEXT] * 3),
+            model_writer=file,
+            model_type="bpe",
+            vocab_size=296,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            minloglevel=3,
+        )
+    model = lmx.load(copied)
+    theirs = sentencepiece.SentencePieceProcessor(str(copied / "tokenizer.model"))
+    assert model.tokenizer.encode(TEXT) == theirs.encode(TEXT)
+    assert model.tokenizer.eos_ids == (2, 3)
+    assert isinstance(model.generate(TEXT, temperature=0, max_new_tokens=9), str)
+    messages = [{"role": "user", "content": "the fox"}]
+    reply = model.chat(messages, temperature=0, max_new_tokens=9)
+    code, out, err = run(capsys, "import", copied, f"--workdir={tmp_path / 'run'}")
+    assert code == DONE, out + err
+    _, out, _ = run(
+        *(capsys, "chat", f"--workdir={tmp_path / 'run'}"),
+        *("--message=the fox", "--temperature=0", "--max_new_tokens=9"),
+    )
+    assert reply in out
+    # What is exported holds a tokenizer.json that does the same.
+    found = lmx.load(model.save(tmp_path / "out")).tokenizer
+    assert found.encode(TEXT) == theirs.encode(TEXT)
+    assert found.decode(found.encode(TEXT)) == theirs.decode(theirs.encode(TEXT))
+    assert (found.prefix_ids, found.eos_ids) == ((1,), (2, 3))
+
+
+def test_a_name_that_is_neither_here_nor_on_the_hub_says_so(monkeypatch, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+
+    def missing(*_, **__):
+        raise OSError("404")
+
+    monkeypatch.setattr(hub, "snapshot_download", missing)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"no {tmp_path}/runs/a, and the Hub .*404"):
+        lmx.load("runs/a")
+
+
 def test_a_model_without_a_chat_template_does_not_chat(tmp_path, capsys):
     folder = model_of("llama", template=None).save(tmp_path / "out")
     assert not (folder / "chat_template.jinja").exists()
