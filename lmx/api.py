@@ -235,12 +235,16 @@ def sampling_config(values: dict[str, Any]) -> SamplingConfig:
     return SamplingConfig(**values)
 
 
-def load(name: str | Path, *, step: int | None = None) -> LanguageModel:
+def load(
+    name: str | Path, *, step: int | None = None, like: Any = None
+) -> LanguageModel:
     """Returns a model: of a workdir, or a published one.
 
     `name` is the workdir of a run or an import, a Hugging Face directory, a `.gguf`
     file or a Hub name. Of a workdir the newest checkpoint that verifies is used, or
-    that of `step`; averaged weights are preferred where the run kept them.
+    that of `step`; averaged weights are preferred where the run kept them. Abstract
+    parameters `like` these (jax.ShapeDtypeStruct) give them dtypes and shardings: each
+    shard is read straight to its device.
 
     Raises:
       UserError: there is no model of this name.
@@ -250,7 +254,7 @@ def load(name: str | Path, *, step: int | None = None) -> LanguageModel:
     """
     folder = Path(name)
     if (folder / "checkpoints").is_dir() or (folder / "tokenizer").is_dir():
-        return _load_workdir(folder, step)
+        return _load_workdir(folder, step, like)
     from lmx.interop.pretrained import open_pretrained
 
     if folder.is_dir() and not (folder / "config.json").exists():
@@ -261,7 +265,7 @@ def load(name: str | Path, *, step: int | None = None) -> LanguageModel:
     found = open_pretrained(name)
     return LanguageModel(
         imported_config(found.model),
-        found.params(),
+        found.params(like=like),
         found.tokenizer,
         chat_template=found.chat_template,
     )
@@ -274,7 +278,7 @@ def imported_config(model: ModelConfig) -> ExperimentConfig:
     return dataclasses.replace(ExperimentConfig(), model=options)
 
 
-def _load_workdir(folder: Path, step: int | None) -> LanguageModel:
+def _load_workdir(folder: Path, step: int | None, like: Any) -> LanguageModel:
     from lmx.training.checkpoints import Checkpoints
 
     try:
@@ -298,7 +302,7 @@ def _load_workdir(folder: Path, step: int | None) -> LanguageModel:
                 f"{folder}/tokenizer is not the tokenizer of checkpoint {step}; "
                 "restore the folder from the run that trained it"
             )
-        params = checkpoints.restore_params(step)
+        params = checkpoints.restore_params(step, like=like)
     template = folder / TEMPLATE
     return LanguageModel(
         config,

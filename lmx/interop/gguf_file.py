@@ -88,8 +88,12 @@ class GGUFFile:
         """Returns the names of all tensors, in the order of the file."""
         return list(self.tensors)
 
-    def read(self, name: str) -> np.ndarray:
-        """Returns the tensor `name` as float32 in memory of its own.
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor."""
+        return self.tensors[name].shape
+
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """Returns `rows` of the tensor `name` as float32 in memory of its own.
 
         Raises a `DataError` for an unknown name or a kind that cannot be decoded.
         """
@@ -106,8 +110,14 @@ class GGUFFile:
                 f"tensor {name!r} of {self.path} is {info.kind}, which cannot be read; "
                 f"convert the file to one of {known}"
             )
-        raw = np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
-        blocks = raw.reshape(-1, kind.size)
+        shape, start, size = info.shape, info.offset, info.nbytes
+        if shape:
+            span, row = range(*rows.indices(shape[0])), size // shape[0]
+            shape = (len(span), *shape[1:])
+            start, size = start + span.start * row, len(span) * row
+        # Mapped anew each time: what was read of it does not stay in memory.
+        raw = np.memmap(self.path, np.uint8, "r", start, (size,)) if size else ()
+        blocks = np.asarray(raw, np.uint8).reshape(-1, kind.size)
         values = np.empty((len(blocks), kind.elements), np.float32)
         step = CHUNK // kind.elements
         # A scale may be infinite in the file; that is for the caller to notice.
@@ -115,7 +125,7 @@ class GGUFFile:
             for start in range(0, len(blocks), step):
                 part = slice(start, start + step)
                 values[part] = kind.decode(blocks[part])
-        return values.reshape(info.shape)
+        return values.reshape(shape)
 
 
 class _Cursor:

@@ -59,10 +59,19 @@ class Pretrained:
     tokenizer: Tokenizer
     chat_template: str | None
 
-    def params(self, model: Architecture | None = None) -> dict[str, Any]:
-        """Returns the weights as nested dicts, in `param_dtype` of `model`."""
+    def params(
+        self, model: Architecture | None = None, like: Any = None
+    ) -> dict[str, Any]:
+        """Returns the weights as nested dicts, in `param_dtype` of `model`.
+
+        Abstract values `like` them say dtype and sharding instead.
+        """
         return read_params(
-            model or self.model, self.rows, self.source, say_where=str(self.where)
+            model or self.model,
+            self.rows,
+            self.source,
+            say_where=str(self.where),
+            like=like,
         )
 
 

@@ -72,9 +72,13 @@ class SafetensorsFile:
             raise DataError(f"{self.path!r} is no name of a file: {error}") from None
         self.entries = self._entries(header, 8 + length, size)
 
-    def read(self, name: str) -> np.ndarray:
-        """Returns a tensor, mapped from the file and read-only."""
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """Returns `rows` of a tensor, mapped from the file and read-only."""
         dtype, shape, start = self.entries[name]
+        if shape:
+            span = range(*rows.indices(shape[0]))
+            shape = (len(span), *shape[1:])
+            start += span.start * math.prod(shape[1:]) * dtype.itemsize
         if 0 in shape:
             return np.zeros(shape, dtype)
         return np.memmap(self.path, dtype, "r", start, shape)
@@ -161,9 +165,13 @@ class Safetensors:
         """Returns the names of all tensors."""
         return list(self._home)
 
-    def read(self, name: str) -> np.ndarray:
-        """Returns a tensor, mapped from its file and read-only."""
-        return self._home[name].read(name)
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of a tensor."""
+        return self._home[name].entries[name].shape
+
+    def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        """Returns `rows` of a tensor, mapped from its file and read-only."""
+        return self._home[name].read(name, rows)
 
     def _sharded(self, folder: Path, index: Path) -> dict[str, SafetensorsFile]:
         try:

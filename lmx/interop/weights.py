@@ -3,16 +3,22 @@
 Both directions walk the same rows of `names.py`, so what is read in one way is written
 in the other. A tensor that no row names, and a parameter that no tensor fills, are
 errors: nothing is dropped.
+
+A parameter is made shard by shard, in the memory where it stays: beside it there is one
+layer of one tensor, or some rows of a table, so reading takes little more than the
+model itself.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from lmx.core.errors import DataError, UserError
@@ -21,12 +27,16 @@ from lmx.core.trees import flatten_with_names, nest
 from lmx.interop.names import BUFFERS, UNUSED, Row
 from lmx.models.decoder import abstract_params, stacks
 
+CHUNK = 1 << 22  # numbers that are converted or compared at once
+ALIGNMENT = 64  # bytes; JAX takes such memory as it is, without a copy
+
 
 class Source(Protocol):
-    """Published tensors by name."""
+    """Published tensors by name; of a tensor, some rows or all."""
 
     def names(self) -> list[str]: ...
-    def read(self, name: str, /) -> np.ndarray: ...
+    def shape(self, name: str, /) -> tuple[int, ...]: ...
+    def read(self, name: str, rows: slice = ..., /) -> np.ndarray: ...
 
 
 class Piece(NamedTuple):
@@ -43,6 +53,9 @@ class Piece(NamedTuple):
     at: tuple[int, ...]
     shape: tuple[int, ...]
     row: Row
+
+
+Groups = Mapping[str, list[Piece]]  # by the published tensor that they make up
 
 
 def pieces(model: Architecture, rows: Sequence[Row]) -> dict[str, list[Piece]]:
@@ -76,34 +89,105 @@ def pieces(model: Architecture, rows: Sequence[Row]) -> dict[str, list[Piece]]:
 
 
 def read_params(
-    model: Architecture, rows: Sequence[Row], source: Source, *, say_where: str
+    model: Architecture,
+    rows: Sequence[Row],
+    source: Source,
+    *,
+    say_where: str,
+    like: Any = None,
 ) -> dict[str, Any]:
-    """Returns the parameters of `model` as nested dicts of NumPy arrays.
+    """Returns the parameters of `model` as nested dicts of arrays.
 
-    They have `model.param_dtype`. `say_where` names the source in errors.
+    `like` are their abstract values, with dtypes and shardings; without it they are in
+    `model.param_dtype` on the first device. Each shard is filled on its own, straight
+    from the source. `say_where` names the source in errors.
 
     Raises:
-      DataError: tensors are missing, left over or of another shape; they are named.
+      DataError: tensors are missing, left over, of another shape or not finite; they
+        are named.
     """
-    import jax.numpy as jnp
-
     if model.num_layers > len(source.names()):
         raise DataError(
             f"{say_where} lacks layers: it has {len(source.names())} tensors, and its "
             f"config {model.num_layers} layers"
         )
-    wanted = pieces(model, rows)
-    _check_names(model, wanted, source, say_where)
-    dtype = jnp.dtype(model.param_dtype)
-    shapes = dict(flatten_with_names(nn.meta.unbox(abstract_params(model))))
-    leaves: dict[str, np.ndarray] = {}
-    for name, group in wanted.items():
-        value = _checked(source.read(name), group, f"{say_where}: {name}")
-        for piece, part in zip(group, _split(value, model, group), strict=True):
-            if piece.leaf not in leaves:
-                leaves[piece.leaf] = np.empty(shapes[piece.leaf].shape, dtype)
-            leaves[piece.leaf][piece.at] = _from_theirs(piece, part)
+    groups = pieces(model, rows)
+    _check_names(model, groups, source, say_where)
+    reader = _Reader(model, groups, source, say_where)
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    leaves = {}
+    for leaf, x in flatten_with_names(like or _abstract(model)):
+        fill = partial(reader.shard, leaf, x)
+        sharding = getattr(x, "sharding", None) or first
+        leaves[leaf] = jax.make_array_from_callback(x.shape, sharding, fill)
     return nest(leaves)
+
+
+class _Reader:
+    """Makes any part of any parameter of `model` from published tensors."""
+
+    def __init__(self, model: Architecture, groups: Groups, source: Source, where: str):
+        self._model, self._source, self._where = model, source, where
+        self._groups = groups
+        self._homes: dict[str, list[tuple[str, int]]] = {}
+        for name, group in groups.items():
+            for place, piece in enumerate(group):
+                self._homes.setdefault(piece.leaf, []).append((name, place))
+
+    def shard(self, leaf: str, like: Any, index: tuple[slice, ...]) -> np.ndarray:
+        """Returns the part `index` of a parameter like `like`."""
+        spans = [range(*s.indices(n)) for s, n in zip(index, like.shape, strict=True)]
+        made = _aligned([len(span) for span in spans], like.dtype)
+        for name, place in self._homes[leaf]:
+            at = self._groups[name][place].at
+            if not all(i in span for i, span in zip(at, spans, strict=False)):
+                continue
+            own = made[tuple(span.index(i) for i, span in zip(at, spans, strict=False))]
+            for where, value in self._parts(name, place, index[len(at) :]):
+                if not np.isfinite(value).all():
+                    raise DataError(
+                        f"{self._where}: {name} holds values that are not finite"
+                    )
+                own[where] = value
+        return made
+
+    def _parts(
+        self, name: str, place: int, index: tuple[slice, ...]
+    ) -> Iterator[tuple[Any, np.ndarray]]:
+        """Yields where to put it and a part of one piece: of a table, a few rows."""
+        group = self._groups[name]
+        piece = group[place]
+        if len(group) > 1 or piece.row.layout != "table":
+            value = _split(self._source.read(name), self._model, group)[place]
+            yield ..., _from_theirs(piece, value)[index]
+            return
+        span = range(*index[0].indices(piece.shape[0]))
+        for chunk in row_chunks((len(span), *piece.shape[1:])):
+            rows = slice(span.start + chunk.start, span.start + chunk.stop)
+            yield chunk, self._source.read(name, rows)[(slice(None), *index[1:])]
+
+
+def _abstract(model: Architecture) -> Any:
+    """Returns the shapes and dtypes of the parameters of `model`."""
+    shapes = nn.meta.unbox(abstract_params(model))
+    dtype = jax.numpy.dtype(model.param_dtype)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+
+
+def _aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Returns an array of anything, in memory that JAX does not copy."""
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.empty(count + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + count].view(dtype).reshape(shape)
+
+
+def row_chunks(shape: Sequence[int]) -> Iterator[slice]:
+    """Yields slices of the first axis of about `CHUNK` numbers each."""
+    rows = shape[0] if shape else 1
+    step = max(1, CHUNK // max(1, math.prod(shape[1:])))
+    for start in range(0, rows, step):
+        yield slice(start, min(rows, start + step))
 
 
 def published(
@@ -115,12 +199,19 @@ def published(
 
         def make(group=group) -> np.ndarray:
             return _join(
-                [_to_theirs(p, np.asarray(leaves[p.leaf][p.at])) for p in group],
+                [_to_theirs(p, _share(leaves[p.leaf], p.at)) for p in group],
                 model,
                 group,
             )
 
         yield name, _published_shape(group), make
+
+
+def _share(leaf: Any, at: tuple[int, ...]) -> np.ndarray:
+    """Returns a layer of a parameter, without moving more of it than that."""
+    if isinstance(leaf, jax.Array) and jax.default_backend() != "cpu":
+        return np.asarray(leaf[at])
+    return np.asarray(leaf)[at]  # as it lies, no copy
 
 
 def unused(source: Source) -> dict[str, str]:
@@ -133,18 +224,16 @@ def unused(source: Source) -> dict[str, str]:
     }
 
 
-def _check_names(
-    model, wanted: dict[str, list[Piece]], source: Source, where: str
-) -> None:
+def _check_names(model, groups: Groups, source: Source, where: str) -> None:
     """Raises a `DataError` unless the source has the wanted tensors and no others."""
-    have, need = set(source.names()), set(wanted)
+    have, need = set(source.names()), set(groups)
     idle = (*BUFFERS, *UNUSED)
     spare = {n for n in have - need if not any(re.search(b, n) for b in idle)}
     tied = [n for n in spare if n in ("lm_head.weight", "output.weight")]
     if model.head == "tied" and tied:
         spare -= set(tied)  # a copy of the embedding, which some files spell out
-        embedding = next(n for n, (p, *_) in wanted.items() if p.leaf == "embedding")
-        if not np.array_equal(source.read(tied[0]), source.read(embedding)):
+        embedding = next(n for n, (p, *_) in groups.items() if p.leaf == "embedding")
+        if not _same(source, tied[0], embedding):
             raise DataError(
                 f"{where}: {tied[0]} is not {embedding}, though the config ties them"
             )
@@ -155,6 +244,21 @@ def _check_names(
                 f"{where} {what} {len(names)} tensors, such as {some}: it is not the "
                 "model that its config describes"
             )
+    for name, group in groups.items():
+        shape, expected = source.shape(name), _published_shape(group)
+        if shape != expected:
+            raise DataError(
+                f"{where}: {name} has shape {shape} where {expected} is due"
+            )
+
+
+def _same(source: Source, first: str, second: str) -> bool:
+    """Returns whether two tensors are equal."""
+    shape = source.shape(first)
+    return shape == source.shape(second) and all(
+        np.array_equal(source.read(first, rows), source.read(second, rows))
+        for rows in row_chunks(shape)
+    )
 
 
 def _sides(piece: Piece) -> tuple[int, int]:
@@ -221,16 +325,6 @@ def _join(parts: list[np.ndarray], model, group: list[Piece]) -> np.ndarray:
     turned = [part.reshape(n, -1, *part.shape[1:]) for part in turned]
     value = np.concatenate(turned, axis=1)
     return np.moveaxis(value.reshape(-1, *value.shape[2:]), 0, axis)
-
-
-def _checked(value: np.ndarray, group: list[Piece], where: str) -> np.ndarray:
-    """Returns a published tensor, which must be finite and of the expected shape."""
-    expected = _published_shape(group)
-    if value.shape != expected:
-        raise DataError(f"{where} has shape {value.shape} where {expected} is due")
-    if not np.isfinite(value).all():
-        raise DataError(f"{where} holds values that are not finite")
-    return value
 
 
 def _from_theirs(piece: Piece, value: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from jax import lax
 
 from lmx.core.errors import DataError, UserError, pick
@@ -74,19 +73,12 @@ class Experiment:
     def init(self) -> TrainState:
         """Returns the first state, initialised on the devices it belongs to."""
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-        params = start_params(self.config)
+        params = start_params(self.config, self.abstract_state.params)
         if params is not None:
-            placed = jax.tree.map(
-                lambda x, like: jax.device_put(
-                    np.asarray(x, like.dtype), like.sharding
-                ),
-                params,
-                self.abstract_state.params,
-            )
             begin = partial(
                 state_of, optimizer=self.optimizer, config=self.config.optim
             )
-            return self.partition.jit(begin, out=shardings)(placed)
+            return self.partition.jit(begin, out=shardings)(params)
         make = partial(
             init_state,
             decoder=Decoder(self.model),

@@ -94,6 +94,8 @@ def report(proof: dict[str, Any]) -> str:
             f"         hidden states differ by at most "
             f"{states['max_abs_difference']:.1e} from {states['reference']}"
         )
+    if "note" in proof:
+        lines.append(f"         {proof['note']}")
     for name, why in proof["unused"].items():
         lines.append(f"unused:  {name}: {why}")
     return "\n".join(lines)

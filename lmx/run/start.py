@@ -68,10 +68,14 @@ def adopted(config: ExperimentConfig) -> ExperimentConfig:
     )
 
 
-def start_params(config: ExperimentConfig) -> Any:
-    """Returns the weights that training starts from, None for initial ones."""
+def start_params(config: ExperimentConfig, like: Any) -> Any:
+    """Returns the weights that training starts from, None for initial ones.
+
+    They have the dtypes and shardings of the abstract parameters `like` them: each
+    shard is read straight to its device.
+    """
     if config.model.init_from is None:
         return None
     from lmx.api import load
 
-    return load(config.model.init_from).params
+    return load(config.model.init_from, like=like).params

@@ -156,19 +156,22 @@ class Checkpoints:
         step: int,
         *,
         weights: Literal["auto", "params", "ema"] = "auto",
-        sharding: Any = None,
+        like: Any = None,
     ) -> dict[str, Any]:
         """Returns the parameters of a step as nested dictionaries.
 
-        Nothing but the checkpoint is needed: no config, no abstract state.
+        Nothing but the checkpoint is needed: no config, no abstract values. With them
+        each array goes straight to its devices.
 
         Args:
           step: a step of `steps()`; it is verified first unless it has been.
           weights: the trained ones, their average, or the average if there is one.
-          sharding: of every leaf; None is the first local device.
+          like: abstract parameters, whose dtypes and shardings they get; None is as
+            they were saved, on the first local device.
 
         Raises:
-          CheckpointError: the step is missing or damaged, or has no such weights.
+          CheckpointError: the step is missing or damaged, has no such weights, or
+            they have other names or shapes.
         """
         self._folders.manifest(step)
         shapes = self._opened().shapes(self._folders[step])
@@ -181,7 +184,14 @@ class Checkpoints:
                 f"checkpoint {step} in {self._folders.path} holds no {prefix!r}; it "
                 f"holds {sorted(items)}"
             )
-        found = self._read(step, lambda name: item_of(name) == prefix, sharding)
+        wanted = {f"{prefix}/{name}": x for name, x in flatten_with_names(like or {})}
+        saved = {name: shapes[name][0] for name in shapes if item_of(name) == prefix}
+        if wanted and saved != {name: tuple(x.shape) for name, x in wanted.items()}:
+            raise CheckpointError(
+                f"checkpoint {step} in {self._folders.path} is of a model of another "
+                "shape; use the config.json beside it"
+            )
+        found = self._read(step, saved.__contains__, wanted)
         return dict(nest(found)[prefix])
 
     # Writing.
@@ -270,7 +280,10 @@ class Checkpoints:
         return self._store
 
     def _read(
-        self, step: int, choose: Callable[[str], bool], sharding: Any = None
+        self,
+        step: int,
+        choose: Callable[[str], bool],
+        like: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Returns name -> array of the chosen leaves of a step that verifies."""
         import jax
@@ -278,7 +291,7 @@ class Checkpoints:
         self._folders.manifest(step)
         store, path = self._opened(), self._folders[step]
         wanted = {
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+            name: (like or {}).get(name) or jax.ShapeDtypeStruct(shape, dtype)
             for name, (shape, dtype) in store.shapes(path).items()
             if choose(name)
         }
