@@ -2,7 +2,7 @@
 
     tokenizer.ggml.model   what it is                                     read  written
     gpt2                   byte-level merges, split as ...ggml.pre says   yes   yes
-    llama                  SentencePiece merges by score, byte fallback   yes   no
+    llama                  SentencePiece merges by score, byte fallback   yes   yes
 
 A pre-tokenizer that is not known here is refused: a guess would give other ids than the
 model was trained on, and nothing would say so. No file is opened here.
@@ -10,6 +10,7 @@ model was trained on, and nothing would say so. No file is opened here.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmx.core import errors
+from lmx.inputs.token_bytes import BYTE_NAME, SPACE
 from lmx.interop import sentencepieces
 from lmx.interop.added_tokens import begin_with
 from lmx.interop.byte_level import FORMS, Form, byte_level, pre_tokenizer
 from lmx.interop.sentencepieces import (
+    BYTE,
     CONTROL,
     NORMAL,
     UNKNOWN,
@@ -229,7 +232,7 @@ def tokenizer_metadata(
 
     `ids` is what `tokenizer_json` returns; ids without a token, up to `vocab_size`
     (the rows of the embedding), become unused ones. Raises a `DataError` for any but
-    byte-level merges with one of the pre-tokenizers of `PRE`.
+    byte-level merges with one of the pre-tokenizers of `PRE`, and SentencePiece merges.
     """
     import tokenizers
 
@@ -242,20 +245,30 @@ def tokenizer_metadata(
         raise errors.DataError(
             f"the text is not a tokenizer.json ({error}); give the content of one"
         ) from error
-    if kind != "BPE" or model.get("byte_fallback"):
+    if kind != "BPE":
         raise errors.DataError(
-            f"a tokenizer of the model {kind} cannot be written to GGUF, only "
-            "byte-level BPE; export the model without it, or to safetensors"
+            f"a tokenizer of the model {kind} cannot be written to GGUF, only merges "
+            "(BPE); export the model without it, or to safetensors"
         )
     tokens, types = _table(backend, vocab_size)
-    found: dict[str, Any] = {
-        "model": "gpt2",
-        "pre": _name_of(content),
-        "tokens": tokens,
-        "token_type": np.asarray(types, np.int32),
-        # Older files hold a merge as one string, newer ones as a pair.
-        "merges": [m if isinstance(m, str) else " ".join(m) for m in model["merges"]],
-    }
+    # Older files hold a merge as one string, newer ones as a pair.
+    merges = [
+        tuple(merge.split(" ", 1) if isinstance(merge, str) else merge)
+        for merge in model["merges"]
+    ]
+    found: dict[str, Any] = {"tokens": tokens, "token_type": types}
+    if model.get("byte_fallback"):
+        prefix = _has_prefix(content)
+        types[:] = _piece_types(tokens, types, model.get("unk_token"))
+        scores = _scores(Pieces(tokens, types, np.zeros(0), None), merges)
+        found |= {"model": "llama", "pre": "default", "scores": scores}
+        found["add_space_prefix"] = prefix
+        if model.get("unk_token") is not None:
+            found["unknown_token_id"] = backend.token_to_id(model["unk_token"])
+    else:
+        found |= {"model": "gpt2", "pre": _name_of(content)}
+        found["merges"] = [" ".join(merge) for merge in merges]
+    found["token_type"] = np.asarray(types, np.int32)
     for ours, theirs in IDS.items():
         if ids.get(ours) is not None:
             found[theirs] = int(ids[ours])
@@ -268,6 +281,65 @@ def tokenizer_metadata(
     found |= dict(zip(MORE_ENDS, ends, strict=False))
     found["add_bos_token"] = bool(ids.get("add_bos", False))
     return {f"tokenizer.ggml.{name}": value for name, value in found.items()}
+
+
+def _has_prefix(content: Mapping[str, Any]) -> bool:
+    """Returns whether SentencePiece merges begin a text with a space.
+
+    Raises a `DataError` for what does more to a text than that and to mark spaces.
+    """
+    normalizer, cut = content.get("normalizer") or {}, content.get("pre_tokenizer")
+    steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
+    if cut and cut["type"] == "Metaspace" and not cut.get("split", True) and not steps:
+        return cut["prepend_scheme"] != "never"
+    *before, last = steps or [{}]
+    marks = last.get("type") == "Replace" and last.get("pattern") == {"String": " "}
+    begins = [
+        step.get("type") == "Prepend"
+        or (
+            step.get("type") == "Replace"
+            and str(step["pattern"].get("Regex", "")).startswith(r"\A")
+            and step["content"] == SPACE
+        )
+        for step in before
+    ]
+    if cut is not None or not marks or len(begins) > 1 or not all(begins):
+        raise errors.DataError(
+            f"the normalizer {json.dumps(normalizer)[:200]} with the pre-tokenizer "
+            f"{json.dumps(cut)[:100]} has no form in GGUF; export to safetensors"
+        )
+    return bool(begins)
+
+
+def _piece_types(tokens: list[str], types: list[int], unknown: Any) -> list[int]:
+    """Returns the types of SentencePieces: bytes and the unknown one have their own."""
+    return [
+        UNKNOWN
+        if token == unknown
+        else BYTE
+        if kind == NORMAL and BYTE_NAME.fullmatch(token)
+        else kind
+        for token, kind in zip(tokens, types, strict=True)
+    ]
+
+
+def _scores(pieces: Pieces, merges: list[tuple[str, str]]) -> np.ndarray:
+    """Returns scores of which the best are those of the first merges.
+
+    Raises a `DataError` for merges that no scores can say.
+    """
+    order = {left + right: -i for i, (left, right) in reversed([*enumerate(merges)])}
+    last = -float(len(merges))
+    scores = np.asarray([order.get(token, last) for token in pieces.tokens])
+    said = sentencepieces.merges_of(dataclasses.replace(pieces, scores=scores))
+    joined = [left + right for left, right in merges]
+    if [left + right for left, right in said] != joined or set(said) != set(merges):
+        raise errors.DataError(
+            "the merges are not all those of their tokens, one token after the other, "
+            "as SentencePiece has them; GGUF has no form for others: export to "
+            "safetensors"
+        )
+    return scores.astype(np.float32)
 
 
 def _name_of(content: Mapping[str, Any]) -> str:

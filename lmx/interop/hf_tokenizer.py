@@ -107,8 +107,10 @@ def _built(
         mark(backend, added, settings, [i for i in (bos, eos) if i is not None])
         if settings.get("add_bos_token", begins) is True and bos is not None:
             begin_with(backend, str(backend.id_to_token(bos)), bos)
-    except DataError:
-        raise
+    except DataError as error:
+        if str(file.parent) in str(error):
+            raise
+        raise DataError(f"{file}: {error}") from error
     except Exception as error:  # the library raises bare Exception
         raise DataError(
             f"{file} makes no tokenizer ({error}); download it again"

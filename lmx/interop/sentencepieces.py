@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmx.core import errors
+from lmx.inputs.token_bytes import SPACE
+from lmx.interop.merges import LONGEST_TOKEN, all_merges
 
 if TYPE_CHECKING:
     import tokenizers
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-LONGEST_PIECE = 512  # characters; real ones have up to 50
 MOST_CHARACTERS = 10_000_000  # of all pieces; real vocabularies have up to 3,000,000
-SPACE = "▁"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +80,10 @@ def _check(pieces: Pieces) -> None:
             "no number; convert the file again"
         )
     lengths = [len(token) for token in pieces.tokens]
-    if max(lengths) > LONGEST_PIECE or sum(lengths) > MOST_CHARACTERS:
+    if max(lengths) > LONGEST_TOKEN or sum(lengths) > MOST_CHARACTERS:
         raise errors.DataError(
             f"piece {int(np.argmax(lengths))} has {max(lengths)} characters and all "
-            f"{sum(lengths)}, more than {LONGEST_PIECE} and {MOST_CHARACTERS}; convert "
+            f"{sum(lengths)}, more than {LONGEST_TOKEN} and {MOST_CHARACTERS}; convert "
             "the file again"
         )
 
@@ -101,7 +101,7 @@ def _model(pieces: Pieces) -> Any:
         )
     return models.BPE(
         vocab={token: index for index, token in enumerate(pieces.tokens)},
-        merges=_merges(pieces),
+        merges=merges_of(pieces),
         unk_token=None if pieces.unk_id is None else pieces.tokens[pieces.unk_id],
         fuse_unk=True,
         byte_fallback=BYTE in pieces.kinds,
@@ -118,23 +118,12 @@ def _unigram_scores(pieces: Pieces) -> list[float]:
     return scores
 
 
-def _merges(pieces: Pieces) -> list[tuple[str, str]]:
-    """Returns all pairs of pieces that join to a piece, the best score of it first.
-
-    SentencePiece joins any such pair; of equal scores it takes the leftmost in the
-    text, for which a list of merges has no word: the longer left part comes first.
-    """
+def merges_of(pieces: Pieces) -> list[tuple[str, str]]:
+    """Returns all pairs of pieces that join to a piece, the best score of it first."""
     texts = [i for i, kind in enumerate(pieces.kinds) if kind in (NORMAL, USER_DEFINED)]
-    known = {pieces.tokens[i] for i in texts}
-    found: list[tuple[float, int, int, str, str]] = []
-    for index in texts:
-        piece = pieces.tokens[index]
-        for cut in range(1, len(piece)):
-            left, right = piece[:cut], piece[cut:]
-            if left in known and right in known:
-                score = float(pieces.scores[index])
-                found.append((-score, index, -cut, left, right))
-    return [(left, right) for *_, left, right in sorted(found)]
+    ordered = sorted(texts, key=lambda index: -pieces.scores[index])
+    tokens = [pieces.tokens[index] for index in ordered]
+    return all_merges(tokens, set(tokens), where="the SentencePiece model")
 
 
 def _normalizer(pieces: Pieces) -> Any:

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lmx.core.errors import DataError
 from lmx.inputs.token_bytes import byte_alphabet
+from lmx.interop.merges import LONGEST_TOKEN, all_merges
 from lmx.interop.text_files import read_bytes, read_json, read_text
 
-LONGEST_TOKEN = 512  # bytes; real ones have up to 128
-MOST_BYTES = 10_000_000  # of all tokens; o200k has 1,400,000
+MOST_BYTES = 5_000_000  # of all tokens; o200k has 1,400,000
 Merges = list[tuple[str, str]]
 
 # Which of `byte_level.FORMS` cuts the text, by what a folder says of itself.
@@ -70,12 +71,12 @@ def is_ranks(path: Path) -> bool:
 def read_ranks(path: Path) -> tuple[list[str], Merges]:
     """Reads a tiktoken file: the token of each rank in the byte alphabet, the merges.
 
-    Of several pairs that join to one token the longer left part comes first.
+    Raises a `DataError` for a file that is damaged or that no model could have.
     """
     ranks: dict[bytes, int] = {}
     size = 0
-    for number, line in enumerate(read_bytes(path).splitlines(), start=1):
-        text, _, rank = line.partition(b" ")
+    for number, line in enumerate(io.BytesIO(read_bytes(path)), start=1):
+        text, _, rank = line.rstrip(b"\r\n").partition(b" ")
         token = _decoded(text)
         if not token or not rank.isdigit() or len(rank) > 9 or token in ranks:
             raise DataError(
@@ -93,23 +94,19 @@ def read_ranks(path: Path) -> tuple[list[str], Merges]:
         raise DataError(f"{path}: the ranks are not 0 to {len(ranks) - 1}, each once")
     if any(bytes([byte]) not in ranks for byte in range(256)):
         raise DataError(f"{path}: not every byte is a token; the file is cut off")
-    return _merged(ranks)
+    return _merged(ranks, str(path))
 
 
-def _merged(ranks: Mapping[bytes, int]) -> tuple[list[str], Merges]:
+def _merged(ranks: Mapping[bytes, int], where: str) -> tuple[list[str], Merges]:
     characters = {byte: character for character, byte in byte_alphabet().items()}
 
     def spelled(token: bytes) -> str:
         return "".join([characters[byte] for byte in token])
 
     ordered = sorted(ranks, key=ranks.__getitem__)
-    merges: Merges = []
-    for token in ordered:
-        for cut in range(len(token) - 1, 0, -1):
-            left, right = token[:cut], token[cut:]
-            if left in ranks and right in ranks:
-                merges.append((spelled(left), spelled(right)))
-    return [spelled(token) for token in ordered], merges
+    merges = all_merges(ordered, ranks, where=where)
+    pairs = [(spelled(left), spelled(right)) for left, right in merges]
+    return [spelled(token) for token in ordered], pairs
 
 
 def _decoded(text: bytes) -> bytes | None:

@@ -437,6 +437,8 @@ def test_a_model_with_only_a_sentencepiece_file_writes_and_chats(
             vocab_size=296,
             hard_vocab_limit=False,
             byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
             minloglevel=3,
         )
     model = lmx.load(copied)
@@ -457,6 +459,9 @@ def test_a_model_with_only_a_sentencepiece_file_writes_and_chats(
     found = lmx.load(model.save(tmp_path / "out")).tokenizer
     assert found.encode(TEXT) == theirs.encode(TEXT)
     assert found.decode(found.encode(TEXT)) == theirs.decode(theirs.encode(TEXT))
+    assert (found.prefix_ids, found.eos_ids) == ((1,), (2, 3))
+    found = lmx.load(model.save(tmp_path / "gguf", to="gguf")).tokenizer
+    assert found.encode(TEXT) == theirs.encode(TEXT)
     assert (found.prefix_ids, found.eos_ids) == ((1,), (2, 3))
 
 

@@ -281,6 +281,57 @@ def test_llama_pieces_are_those_of_sentencepiece():
     assert built.encode("the").ids == [1, *model.encode("the")]
 
 
+@pytest.mark.parametrize("prefix", [True, False])
+def test_sentencepieces_are_written_as_they_were_read(tmp_path, prefix):
+    _, metadata = sentence_pieces()
+    metadata["tokenizer.ggml.add_space_prefix"] = prefix
+    text, ids = tokenizer_json(metadata)
+    path = tmp_path / "x.gguf"
+    write_gguf(path, tokenizer_metadata(text, ids), [], "F32")
+    found = GGUFFile(path).metadata
+    assert tokenizer_json(found) == (text, ids)
+    for name in ("tokens", "token_type"):
+        name = f"tokenizer.ggml.{name}"
+        assert list(found[name]) == list(metadata[name])
+    # As others write the same tokenizer.
+    for before, cut in (
+        ({"type": "Prepend", "prepend": "▁"}, None),
+        (None, {"prepend_scheme": "first" if prefix else "never", "split": False}),
+    ):
+        content = json.loads(text)
+        if cut:
+            content["normalizer"] = None
+            cut |= {"type": "Metaspace", "replacement": "▁"}
+            content["pre_tokenizer"] = cut
+        elif prefix:
+            content["normalizer"]["normalizers"][0] = before
+        again = tokenizer_metadata(json.dumps(content), ids)
+        assert again["tokenizer.ggml.add_space_prefix"] is prefix
+    content = json.loads(text)
+    del content["model"]["merges"][0]
+    with pytest.raises(errors.DataError, match="merges are not"):
+        tokenizer_metadata(json.dumps(content), ids)
+    content = json.loads(text) | {"normalizer": {"type": "NFC"}}
+    with pytest.raises(errors.DataError, match="NFC"):
+        tokenizer_metadata(json.dumps(content), ids)
+
+
+def test_llama_cpp_reads_what_is_written(tmp_path):
+    """Its own tokenizer is the reference; it reads a vocabulary without weights."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    _, metadata = sentence_pieces()
+    for read in (metadata, byte_level("llama-bpe"), byte_level("gpt-2")):
+        text, ids = tokenizer_json(read)
+        written = tokenizer_metadata(text, {**ids, "add_bos": False})
+        path = tmp_path / "x.gguf"
+        write_gguf(path, {"general.architecture": "llama", **written}, [], "F32")
+        theirs = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+        ours = tokenizers.Tokenizer.from_str(text)
+        for sample in (*CORPUS, "  a  b", "it's 2024\n\n x", "é你好 😀"):
+            found = theirs.tokenize(sample.encode(), add_bos=False, special=False)
+            assert found == ours.encode(sample, add_special_tokens=False).ids
+
+
 def test_llama_without_a_space_before_or_scores():
     _, metadata = sentence_pieces()
     bare = backend(metadata | {"tokenizer.ggml.add_space_prefix": False})
