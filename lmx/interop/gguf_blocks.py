@@ -62,17 +62,99 @@ def _decode_q4_1(blocks: np.ndarray) -> np.ndarray:
     return _half(blocks, 0) * _nibbles(blocks[:, 4:]) + _half(blocks, 2)
 
 
-def _decode_q4_k(blocks: np.ndarray) -> np.ndarray:
-    """Decodes 8 groups of 32, each with a 6-bit scale and a 6-bit minimum."""
+def _fifth_bits(blocks: np.ndarray, start: int) -> np.ndarray:
+    """Returns 16 where a bit of the four bytes at `start` is set, [n, 32]."""
+    raw = np.ascontiguousarray(blocks[:, start : start + 4])
+    return np.unpackbits(raw, axis=1, bitorder="little").astype(np.float32) * 16
+
+
+def _decode_q5_0(blocks: np.ndarray) -> np.ndarray:
+    values = _nibbles(blocks[:, 6:]) + _fifth_bits(blocks, 2)
+    return _half(blocks, 0) * (values - 16)
+
+
+def _decode_q5_1(blocks: np.ndarray) -> np.ndarray:
+    values = _nibbles(blocks[:, 8:]) + _fifth_bits(blocks, 4)
+    return _half(blocks, 0) * values + _half(blocks, 2)
+
+
+# What the 16 codes of the IQ4 kinds stand for: finer near zero.
+IQ4_VALUES = np.array(
+    [
+        *(-127, -104, -83, -65, -49, -35, -22, -10),
+        *(1, 13, 25, 38, 53, 69, 89, 113),
+    ],
+    np.float32,
+)
+
+
+def _decode_iq4_nl(blocks: np.ndarray) -> np.ndarray:
+    return _half(blocks, 0) * IQ4_VALUES[_nibbles(blocks[:, 2:]).astype(np.intp)]
+
+
+def _scales_and_minima(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scale and the minimum of each of 8 groups of 32, [n, 8, 1].
+
+    Both are of six bits, in 12 bytes after the two float16 that they multiply.
+    """
     low, mid, high = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     # Groups 0-3 have six bits of `low` and `mid`; groups 4-7 have four of `high`
     # and, on top, the two that the others left.
     scales = np.concatenate([low & 63, (high & 15) | (low >> 6 << 4)], axis=1)
     minima = np.concatenate([mid & 63, (high >> 4) | (mid >> 6 << 4)], axis=1)
-    scale = _half(blocks, 0) * scales
-    minimum = _half(blocks, 2) * minima
+    scale, minimum = _half(blocks, 0) * scales, _half(blocks, 2) * minima
+    return scale[..., None], minimum[..., None]
+
+
+def _decode_q4_k(blocks: np.ndarray) -> np.ndarray:
+    scale, minimum = _scales_and_minima(blocks)
     values = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    return (scale * values - minimum).reshape(-1, 256)
+
+
+def _decode_q5_k(blocks: np.ndarray) -> np.ndarray:
+    """Decodes Q4_K with a fifth bit of each value: group i has bit i of 32 bytes."""
+    scale, minimum = _scales_and_minima(blocks)
+    values = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
+    values += _planes(blocks[:, None, 16:48], 8, 1) * 16
+    return (scale * values - minimum).reshape(-1, 256)
+
+
+def _planes(raw: np.ndarray, count: int, bits: int) -> np.ndarray:
+    """Returns the `count` fields of `bits` bits of bytes [..., 1, k], [..., count, k].
+
+    The lowest is the first.
+    """
+    shifts = np.arange(count, dtype=np.uint8)[:, None] * np.uint8(bits)
+    return ((raw >> shifts) & np.uint8((1 << bits) - 1)).astype(np.float32)
+
+
+def _decode_q2_k(blocks: np.ndarray) -> np.ndarray:
+    """Decodes 16 groups of 16, each with a 4-bit scale and a 4-bit minimum."""
+    scale = _half(blocks, 80) * (blocks[:, :16] & 15)
+    minimum = _half(blocks, 82) * (blocks[:, :16] >> 4)
+    values = _planes(blocks[:, 16:80].reshape(-1, 2, 1, 32), 4, 2).reshape(-1, 16, 16)
     return (scale[..., None] * values - minimum[..., None]).reshape(-1, 256)
+
+
+def _decode_q3_k(blocks: np.ndarray) -> np.ndarray:
+    """Decodes 16 groups of 16 with 6-bit scales; a bit that is not set takes 4 off."""
+    values = _planes(blocks[:, 32:96].reshape(-1, 2, 1, 32), 4, 2).reshape(-1, 16, 16)
+    set_ = _planes(blocks[:, None, :32], 8, 1).reshape(-1, 16, 16)
+    low = _planes(blocks[:, None, 96:104], 2, 4).reshape(-1, 16)
+    high = _planes(blocks[:, None, 104:108], 4, 2).reshape(-1, 16)
+    scale = _half(blocks, 108) * (low + 16 * high - 32)
+    return (scale[..., None] * (values - 4 * (1 - set_))).reshape(-1, 256)
+
+
+def _decode_iq4_xs(blocks: np.ndarray) -> np.ndarray:
+    """Decodes 8 groups of 32 codes, each with a 6-bit scale."""
+    low = blocks[:, 4:8, None] >> np.array([0, 4], np.uint8) & 15
+    high = blocks[:, 2:4, None] >> np.arange(0, 8, 2, dtype=np.uint8) & 3
+    scales = low.reshape(-1, 8) + 16.0 * high.reshape(-1, 8) - 32
+    scale = (_half(blocks, 0) * scales).astype(np.float32)
+    codes = _nibbles(blocks[:, 8:].reshape(-1, 8, 16)).astype(np.intp)
+    return (scale[..., None] * IQ4_VALUES[codes]).reshape(-1, 256)
 
 
 def _decode_q6_k(blocks: np.ndarray) -> np.ndarray:
@@ -96,19 +178,19 @@ KINDS: dict[str, Kind] = {
     "Q4_1": Kind(3, 32, 20, _decode_q4_1),
     "Q4_K": Kind(12, 256, 144, _decode_q4_k),
     "Q6_K": Kind(14, 256, 210, _decode_q6_k),
-    "Q5_0": Kind(6, 32, 22),
-    "Q5_1": Kind(7, 32, 24),
-    "Q2_K": Kind(10, 256, 84),
-    "Q3_K": Kind(11, 256, 110),
-    "Q5_K": Kind(13, 256, 176),
+    "Q5_0": Kind(6, 32, 22, _decode_q5_0),
+    "Q5_1": Kind(7, 32, 24, _decode_q5_1),
+    "Q2_K": Kind(10, 256, 84, _decode_q2_k),
+    "Q3_K": Kind(11, 256, 110, _decode_q3_k),
+    "Q5_K": Kind(13, 256, 176, _decode_q5_k),
     "IQ2_XXS": Kind(16, 256, 66),
     "IQ2_XS": Kind(17, 256, 74),
     "IQ3_XXS": Kind(18, 256, 98),
     "IQ1_S": Kind(19, 256, 50),
-    "IQ4_NL": Kind(20, 32, 18),
+    "IQ4_NL": Kind(20, 32, 18, _decode_iq4_nl),
     "IQ3_S": Kind(21, 256, 110),
     "IQ2_S": Kind(22, 256, 82),
-    "IQ4_XS": Kind(23, 256, 136),
+    "IQ4_XS": Kind(23, 256, 136, _decode_iq4_xs),
     "I8": Kind(24, 1, 1),
     "I16": Kind(25, 1, 2),
     "I32": Kind(26, 1, 4),

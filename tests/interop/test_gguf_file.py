@@ -17,7 +17,9 @@ from lmx.interop import gguf_file
 from lmx.interop.gguf_blocks import KINDS
 from lmx.interop.gguf_file import GGUFFile
 
-QUANTISED = ("Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+QUANTISED = tuple(
+    name for name, kind in KINDS.items() if kind.decode and kind.elements > 1
+)
 
 
 def text(value: str | bytes) -> bytes:
@@ -57,7 +59,9 @@ def finite_blocks(kind: str, count: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     size = KINDS[kind].size
     blocks = rng.integers(0, 256, (count, size), dtype=np.uint8)
-    at = {"Q4_1": (0, 2), "Q4_K": (0, 2), "Q6_K": (208,)}.get(kind, (0,))
+    at = dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), (0, 2))
+    at |= {"Q6_K": (208,), "Q2_K": (80, 82), "Q3_K": (108,)}
+    at = at.get(kind, (0,))
     for start in at:
         scales = rng.normal(size=(count, 1)).astype("<f2")
         blocks[:, start : start + 2] = scales.view(np.uint8)
@@ -238,9 +242,9 @@ def test_no_damage_raises_anything_else(tmp_path_factory, at, byte, more):
 
 
 def test_a_kind_that_cannot_be_decoded_is_named_when_read(tmp_path):
-    content = header(tensors=[entry("w", (256,), 13)]) + bytes(176)
+    content = header(tensors=[entry("w", (256,), 19)]) + bytes(50)
     file = opened(tmp_path, content)
-    with pytest.raises(errors.DataError, match=r"'w'.*Q5_K"):
+    with pytest.raises(errors.DataError, match=r"'w'.*IQ1_S"):
         file.read("w")
     with pytest.raises(errors.DataError, match="no tensor 'x'"):
         file.read("x")
