@@ -20,6 +20,7 @@ from lmx.core.schema import Architecture
 from lmx.inputs.tokenizers import Tokenizer
 from lmx.interop.added_tokens import begin_with
 from lmx.interop.gguf_config import write_gguf_config
+from lmx.interop.gguf_rope import FACTORS, rope_factors
 from lmx.interop.gguf_tokenizer import tokenizer_metadata
 from lmx.interop.gguf_writer import write_gguf
 from lmx.interop.hf_config import write_config
@@ -145,6 +146,9 @@ def _write_gguf(folder: Path, dtype, model, params, tokenizer, template) -> None
     tensors = [
         (n, shape, wide(make)) for n, shape, make in published(model, rows, params)
     ]
+    if model.rope_scaling == "llama3":
+        factors = rope_factors(model)
+        tensors.append((FACTORS, factors.shape, lambda: factors))
     write_gguf(folder / "model.gguf", metadata, tensors, kind)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from lmx.core.errors import UserError, pick
 from lmx.core.schema import Architecture, ModelConfig
 from lmx.interop.gguf_file import GGUFFile
+from lmx.interop.gguf_rope import FACTORS, LENGTH, read_rope_factors, rope_factors
 from lmx.interop.hf_config import write_config
 from lmx.interop.names import GGUF_GPT2, GGUF_LLAMA, GGUF_QWEN, Row
 
@@ -68,14 +69,18 @@ def read_gguf_config(file: GGUFFile) -> tuple[ModelConfig, Sequence[Row]]:
         **fixed,
     }
     scaling = take("rope.scaling.type", "none")
-    if scaling == "linear":
+    if scaling == "linear" and FACTORS not in tables:
         options["rope_scaling"] = "linear"
         options["rope_factor"] = float(take("rope.scaling.factor"))
     elif scaling != "none":
         raise UserError(
             f"{file.path}: rope.scaling.type={scaling!r} cannot be imported; lmx can "
-            "express 'linear'"
+            f"express 'linear', or {FACTORS} alone"
         )
+    if FACTORS in tables:
+        told = left.pop(LENGTH, None)
+        factors = file.read(FACTORS)
+        options |= read_rope_factors(factors, options, told, str(file.path))
     for key, value in left.items():
         fine = key != "rope.dimension_count" or value == head_dim
         if key not in HARMLESS or not fine:
@@ -93,7 +98,7 @@ def write_gguf_config(m: Architecture) -> tuple[dict[str, Any], Sequence[Row]]:
       UserError: no architecture expresses it.
     """
     kind, _ = write_config(m)
-    if kind not in ARCHITECTURES or m.rope_scaling not in (None, "linear"):
+    if kind not in ARCHITECTURES or m.rope_scaling not in (None, "linear", "llama3"):
         raise UserError(
             f"model.rope_scaling={m.rope_scaling!r} of the family {kind!r} cannot be "
             "written to GGUF; export to hf"
@@ -117,6 +122,10 @@ def write_gguf_config(m: Architecture) -> tuple[dict[str, Any], Sequence[Row]]:
             "attention.key_length": m.head_dim,
             "attention.value_length": m.head_dim,
         }
+    if m.rope_scaling == "llama3":
+        values[LENGTH] = m.rope_original_length
+        options = {f.name: getattr(m, f.name) for f in dataclasses.fields(ModelConfig)}
+        read_rope_factors(rope_factors(m), options, m.rope_original_length, "export")
     if m.rope_scaling == "linear":
         values |= {"rope.scaling.type": "linear", "rope.scaling.factor": m.rope_factor}
     metadata = {f"{kind}.{key}": value for key, value in values.items()}

@@ -215,6 +215,7 @@ BERT = (
 # Tensors that hold no parameter: masks and tables that older files stored.
 BUFFERS = (
     r"^embeddings\.position_ids$",
+    r"^rope_freqs\.weight$",  # of GGUF: read with the config
     r"\.attn\.(masked_)?bias$",
     r"\.rotary_emb\.inv_freq$",
 )

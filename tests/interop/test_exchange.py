@@ -222,7 +222,9 @@ def test_half_precision_is_rounded_once(tmp_path, ours, dtype):
     assert_same_params(found.params, rounded)
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama", "qwen2", "qwen3", "llama linear"])
+@pytest.mark.parametrize(
+    "form", ["gpt2", "llama", "qwen2", "qwen3", "llama linear", "llama 3"]
+)
 def test_a_model_comes_back_from_gguf_as_it_was(tmp_path, form):
     model = model_of(form, "gpt2")
     path = model.save(tmp_path / "out", to="gguf")

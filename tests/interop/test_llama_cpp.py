@@ -37,6 +37,12 @@ FORMS = {
     "llama": GROUPED,
     "llama tied": {"head_dim": 32},
     "llama linear": {"rope_scaling": "linear", "rope_factor": 4.0, "rope_base": 5e5},
+    "llama 3": {
+        "rope_scaling": "llama3",
+        "rope_factor": 8.0,
+        "rope_original_length": 16,
+        "rope_base": 100.0,
+    },
     "qwen2": {**GROUPED, "biases": "qkv"},
     "qwen3": {**GROUPED, "qk_norm": "rmsnorm"},
 }
