@@ -21,7 +21,8 @@ from lmx.interop.weights import published, row_chunks, unused
 from lmx.models.decoder import Decoder, head_logits
 from lmx.models.sizes import parameter_count
 
-TOKENS = 64  # of the text that outputs are compared on
+TOKENS = 64  # outputs that are compared of a text
+LARGEST_SCORES = 2e9  # bytes of attention scores, or thousands of FLOPs, of a text
 LARGEST_REFERENCE = 1e9  # bytes in float32 that torch may take beside our own
 CAUSAL = "AutoModelForCausalLM"
 TOLERANCE = 1e-4  # in float32, for outputs of about 1; larger ones in proportion
@@ -104,26 +105,60 @@ def output_parity(folder: Path, params: Any, model: Architecture) -> dict[str, A
     model = dataclasses.replace(model, **wide)
     reads = model.attention == "bidirectional"
     reference, version = _reference(folder, "AutoModel" if reads else CAUSAL)
-    length = min(TOKENS, model.context_length)
-    tokens_BL = np.random.default_rng(0).integers(0, model.vocab_size, (1, length))
-    with torch.no_grad():
-        output = reference(torch.tensor(tokens_BL))
-    theirs_LX = (output.last_hidden_state if reads else output.logits)[0]
-    theirs_LX = theirs_LX.double().numpy()
+
+    def theirs(tokens_BL: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            if reads:
+                out = reference(torch.tensor(tokens_BL)).last_hidden_state
+            else:
+                kept = {"logits_to_keep": TOKENS}
+                out = reference(torch.tensor(tokens_BL), **kept).logits
+        return out[0, -TOKENS:].double().numpy()
 
     @jax.jit
-    def score(params, tokens_BL):
+    def ours(params, tokens_BL):
         hidden: Any = Decoder(model).apply({"params": params}, tokens_BL)
-        return hidden if reads else head_logits(model, params, hidden)
+        last = hidden[:, -TOKENS:]
+        return last if reads else head_logits(model, params, last)
 
-    ours_LX = np.asarray(score(params, tokens_BL), np.float64)[0]
-    difference = float(np.abs(ours_LX - theirs_LX).max())
-    tolerance = TOLERANCE * max(1.0, float(np.abs(theirs_LX).max()))
-    found = {"reference": version, "tokens": length, "max_abs_difference": difference}
-    if not reads:
-        p, q = _log_softmax(theirs_LX), _log_softmax(ours_LX)
-        found["kl_divergence"] = float((np.exp(p) * (p - q)).sum(axis=-1).mean())
-    return {**found, "tolerance": tolerance, "ok": difference <= tolerance}
+    difference, largest, divergences = 0.0, 1.0, []
+    found: dict[str, Any] = {"reference": version, **_coverage(model)}
+    for length in found["tokens"]:
+        tokens_BL = np.random.default_rng(0).integers(0, model.vocab_size, (1, length))
+        p_LX, q_LX = theirs(tokens_BL), np.asarray(ours(params, tokens_BL), float)[0]
+        difference = np.maximum(difference, np.abs(p_LX - q_LX).max())
+        largest = max(largest, float(np.abs(p_LX).max()))
+        if not reads:
+            p_LX, q_LX = _log_softmax(p_LX), _log_softmax(q_LX)
+            divergences.append((np.exp(p_LX) * (p_LX - q_LX)).sum(axis=-1).mean())
+    if divergences:
+        found["kl_divergence"] = float(max(divergences))
+    tolerance = TOLERANCE * largest
+    found |= {"max_abs_difference": float(difference), "tolerance": tolerance}
+    return {**found, "ok": bool(difference <= tolerance)}
+
+
+def _coverage(model: Architecture) -> dict[str, Any]:
+    """Returns the lengths that outputs are compared at, and what the longest is past.
+
+    Of each the last outputs are compared, such as no longer see the first token through
+    a window, or stand beyond the context that rotary scaling starts from.
+    """
+    bounds = {
+        "window": model.window if "window" in model.pattern else None,
+        "original_context": model.rope_original_length if model.rope_scaling else None,
+    }
+    reach = {name: bound for name, bound in bounds.items() if bound is not None}
+    lengths = [min(TOKENS, model.context_length)]
+    for bound in sorted(reach.values()):
+        length = bound + TOKENS
+        scores = 4 * model.num_heads * length**2  # bytes of one layer
+        work = 2 * parameter_count(model) * length
+        fits = length <= model.context_length
+        if length > lengths[-1] and fits and max(scores, work / 1000) <= LARGEST_SCORES:
+            lengths.append(length)
+    past = {name: lengths[-1] > bound for name, bound in reach.items()}
+    return {"tokens": lengths, **({"past": past} if past else {})}
 
 
 def _reference(folder: Path, kind: str) -> tuple[Any, str]:

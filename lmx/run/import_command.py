@@ -94,6 +94,11 @@ def report(proof: dict[str, Any]) -> str:
             f"         hidden states differ by at most "
             f"{states['max_abs_difference']:.1e} from {states['reference']}"
         )
+    for what, past in (logits or states or {}).get("past", {}).items():
+        if not past:
+            lines.append(
+                f"         not compared past its {what.replace('_', ' ')}: it is too long here"
+            )
     if "note" in proof:
         lines.append(f"         {proof['note']}")
     for name, why in proof["unused"].items():
