@@ -96,9 +96,8 @@ def report(proof: dict[str, Any]) -> str:
         )
     for what, past in (logits or states or {}).get("past", {}).items():
         if not past:
-            lines.append(
-                f"         not compared past its {what.replace('_', ' ')}: it is too long here"
-            )
+            bound = what.replace("_", " ")
+            lines.append(f"         not compared past its {bound}, which is too long")
     if "note" in proof:
         lines.append(f"         {proof['note']}")
     for name, why in proof["unused"].items():
