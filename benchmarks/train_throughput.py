@@ -138,7 +138,7 @@ class Contender:
         self._process.kill()
         self._process.wait()
 
-    def run(self, steps: int) -> float:
+    def run(self, steps: int | str) -> float:
         """Returns the seconds of so many training steps."""
         assert self._process.stdin
         self._process.stdin.write(f"{steps}\n")

@@ -25,7 +25,7 @@ import numpy as np
 from lmx.core.errors import UserError
 from lmx.core.schema import Architecture
 from lmx.generate.sampling import SamplingConfig, Settings, sample, settings
-from lmx.generate.weights import decoding_logits, for_decoding
+from lmx.generate.weights import Quantize, decoding_logits, for_decoding
 from lmx.models.decoder import Decoder, init_cache
 from lmx.models.sizes import check_causal
 
@@ -91,6 +91,7 @@ class Generator:
         eos_ids: Sequence[int],
         pad_id: int = 0,
         bos_id: int | None = None,
+        quantize: Quantize = None,
         max_batch: int = 16,
         chunk: int = 32,
     ):
@@ -98,7 +99,7 @@ class Generator:
             if value < 1:
                 raise UserError(f"{name}={value} must be at least 1")
         check_causal(config, "writing")
-        self.config, self.params = for_decoding(config, params)
+        self.config, self.params = for_decoding(config, params, quantize=quantize)
         self.eos_ids = tuple(eos_ids)
         self.pad_id, self.bos_id = pad_id, bos_id
         self.max_batch, self.chunk = max_batch, chunk

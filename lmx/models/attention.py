@@ -63,7 +63,7 @@ class Attention(nn.Module):
             key, value = (
                 cache[name][layer].transpose(0, 2, 1, 3) for name in ("key", "value")
             )
-            key, value = key.astype(query.dtype), value.astype(query.dtype)
+            query = query.astype(key.dtype)
             query_index = context.positions
             index = jnp.arange(key.shape[1], dtype=jnp.int32)[None]
             key_index = jnp.broadcast_to(index, key.shape[:2])

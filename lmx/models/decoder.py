@@ -190,6 +190,9 @@ def unrolled(config) -> bool:
 
 def init_cache(config, *, batch_size: int, length: int, dtype=None):
     """Returns an empty key/value cache: {stack: {i: {key, value: [n, B, K, S, H]}}}."""
+    if kernels.select_form(config.kernels) == "cpu":
+        # XLA's CPU compiler widens a whole bfloat16 plane to write one token to it.
+        dtype = dtype or jnp.float32
     dtype = jnp.dtype(dtype or config.compute_dtype)
 
     def plane(repeats: int):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from lmx.core.schema import Architecture
 from lmx.models import kernels
 from lmx.models.parameters import parameter
+from lmx.models.prepared import Prepared, product
 
 
 class Linear(nn.Module):
@@ -18,7 +19,8 @@ class Linear(nn.Module):
 
     `inputs` and `outputs` are the sizes and `axes` the logical names of the kernel's
     axes; x is [..., *inputs] and y [..., *outputs] in `dtype`. The product takes
-    `dtype` in and accumulates in float32.
+    `dtype` in and accumulates in float32. In place of a trained kernel there may be one
+    that was prepared for decoding.
     """
 
     inputs: Sequence[int]
@@ -33,22 +35,9 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
-        shape = (*self.inputs, *self.outputs)
-        kernel = parameter(
-            self,
-            "kernel",
-            shape=shape,
-            axes=self.axes,
-            init=nn.initializers.normal(self.init_scale),
-            dtype=self.param_dtype,
-        )
         rows = x.shape[: x.ndim - len(self.inputs)]
-        y = kernels.matmul(
-            x.reshape(*rows, math.prod(self.inputs)).astype(self.dtype),
-            kernel.reshape(math.prod(self.inputs), -1),
-            form=self.form,
-            out_dtype=self.out_dtype or self.dtype,
-        ).reshape(*rows, *self.outputs)
+        x_RI = x.reshape(*rows, math.prod(self.inputs)).astype(self.dtype)
+        y = self._product(x_RI).reshape(*rows, *self.outputs)
         if self.bias:
             bias = parameter(
                 self,
@@ -60,6 +49,23 @@ class Linear(nn.Module):
             )
             y = y + bias.astype(y.dtype)
         return y
+
+    def _product(self, x: jnp.ndarray) -> jnp.ndarray:
+        """Returns x [..., I] times the kernel, [..., O]."""
+        dtype = self.out_dtype or self.dtype
+        kernel = self.variables.get("params", {}).get("kernel")
+        if isinstance(kernel, Prepared):
+            return product(x, kernel, form=self.form).astype(dtype)
+        kernel = parameter(
+            self,
+            "kernel",
+            shape=(*self.inputs, *self.outputs),
+            axes=self.axes,
+            init=nn.initializers.normal(self.init_scale),
+            dtype=self.param_dtype,
+        )
+        kernel_IO = kernel.reshape(math.prod(self.inputs), -1)
+        return kernels.matmul(x, kernel_IO, form=self.form, out_dtype=dtype)
 
 
 def make_linear(

@@ -265,9 +265,10 @@ def test_the_decoding_form_of_the_parameters_is_the_same_model(head):
 
 
 @pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
-@pytest.mark.parametrize("rows", [1, 4])
-def test_the_cache_is_updated_in_place(layer_loop, rows):
-    config = tiny(layer_loop=layer_loop, num_layers=8, context_length=2048)
+@pytest.mark.parametrize(("rows", "dtype"), [(1, "float32"), (4, "bfloat16")])
+def test_the_cache_is_updated_in_place(layer_loop, rows, dtype):
+    shape = {"num_layers": 8, "context_length": 2048}
+    config = tiny(layer_loop=layer_loop, compute_dtype=dtype, **shape)
     generator = make(config)
     session = generator.start([[2] * 2000] * rows, GREEDY)
     cache = sum(x.nbytes for x in jax.tree.leaves(session._state.cache))
