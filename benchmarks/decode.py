@@ -28,6 +28,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from decode_peers import Generate, serve
 from train_throughput import KEEP_MEMORY, WIDE_VECTORS, Contender
@@ -145,7 +146,8 @@ def lmx_model(file: str, kind: str, prompt: str) -> Generate:
     ids = json.loads(Path(prompt).read_text())
     dtype = kind if kind in ("float32", "bfloat16") else "bfloat16"
     config = dataclasses.replace(model.model, compute_dtype=dtype)
-    generator = Generator(config, model.params, eos_ids=())
+    quantize: Any = None if kind == dtype else kind
+    generator = Generator(config, model.params, eos_ids=(), quantize=quantize)
 
     def generate(rows: int, tokens: int) -> list[list[int]]:
         sampling = SamplingConfig(temperature=0, max_new_tokens=tokens)

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--text", metavar="FILE", help="UTF-8 text to score")
     parser.add_argument("--rows", type=int, default=32, help="rows to score")
     parser.add_argument("--length", type=int, default=256, help="tokens of a row")
-    parser.add_argument("--kinds", default="float32,bfloat16,int8")
+    parser.add_argument("--kinds", default="float32,bfloat16,int8,int4")
     options = parser.parse_args()
     model = lmx.load(options.model)
     ids = model.tokenizer.encode(read(options.text))

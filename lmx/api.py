@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from lmx.core import config as configs
-from lmx.core.errors import CheckpointError, DataError, UserError
+from lmx.core.errors import CheckpointError, DataError, UserError, pick
 from lmx.core.schema import ExperimentConfig, ModelConfig
 from lmx.generate.decode import Generator
 from lmx.generate.sampling import SamplingConfig
 from lmx.generate.text import complete, stream
+from lmx.generate.weights import QUANTIZED, Quantize
 from lmx.inputs.chat import ChatTemplate
 from lmx.inputs.chat_tokens import encode_chat
 from lmx.inputs.tokenizers import Tokenizer
@@ -38,6 +39,7 @@ class LanguageModel:
       tokenizer: text ↔ token ids.
       step: the training step of the weights.
       chat_template: the Jinja text that makes a prompt of a conversation, or None.
+      quantize: the bits of the weights that write text; `params` stay what they are.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class LanguageModel:
         *,
         step: int = 0,
         chat_template: str | None = None,
+        quantize: Quantize = None,
     ):
         self.config = config
         self.model = resolve(config.model)
@@ -55,6 +58,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.step = step
         self.chat_template = chat_template
+        self.quantize = quantize
         self._template: ChatTemplate | None = None
         self._logits: Callable | None = None
 
@@ -68,6 +72,7 @@ class LanguageModel:
             eos_ids=tokenizer.eos_ids,
             pad_id=tokenizer.pad_id,
             bos_id=tokenizer.bos_id,
+            quantize=self.quantize,
         )
 
     @overload
@@ -236,7 +241,11 @@ def sampling_config(values: dict[str, Any]) -> SamplingConfig:
 
 
 def load(
-    name: str | Path, *, step: int | None = None, like: Any = None
+    name: str | Path,
+    *,
+    step: int | None = None,
+    like: Any = None,
+    quantize: Quantize = None,
 ) -> LanguageModel:
     """Returns a model: of a workdir, or a published one.
 
@@ -244,7 +253,8 @@ def load(
     file or a Hub name. Of a workdir the newest checkpoint that verifies is used, or
     that of `step`; averaged weights are preferred where the run kept them. Abstract
     parameters `like` these (jax.ShapeDtypeStruct) give them dtypes and shardings: each
-    shard is read straight to its device.
+    shard is read straight to its device. `quantize` 'int8' or 'int4' has text written
+    with weights of so many bits.
 
     Raises:
       UserError: there is no model of this name.
@@ -252,9 +262,11 @@ def load(
       DataError: its tokenizer is not the one that the checkpoint was trained with, or
         a published file is damaged.
     """
+    if quantize is not None:
+        pick(QUANTIZED, quantize, "quantize")
     folder = Path(name)
     if (folder / "checkpoints").is_dir() or (folder / "tokenizer").is_dir():
-        return _load_workdir(folder, step, like)
+        return _load_workdir(folder, step, like, quantize)
     from lmx.interop.pretrained import open_pretrained
 
     if folder.is_dir() and not (folder / "config.json").exists():
@@ -268,6 +280,7 @@ def load(
         found.params(like=like),
         found.tokenizer,
         chat_template=found.chat_template,
+        quantize=quantize,
     )
 
 
@@ -278,7 +291,9 @@ def imported_config(model: ModelConfig) -> ExperimentConfig:
     return dataclasses.replace(ExperimentConfig(), model=options)
 
 
-def _load_workdir(folder: Path, step: int | None, like: Any) -> LanguageModel:
+def _load_workdir(
+    folder: Path, step: int | None, like: Any, quantize: Quantize
+) -> LanguageModel:
     from lmx.training.checkpoints import Checkpoints
 
     try:
@@ -310,6 +325,7 @@ def _load_workdir(folder: Path, step: int | None, like: Any) -> LanguageModel:
         tokenizer,
         step=step,
         chat_template=template.read_text("utf8") if template.exists() else None,
+        quantize=quantize,
     )
 
 

@@ -1,4 +1,4 @@
-"""Parameters in the form that decodes fastest: prepared once, and of 8 bits if asked.
+"""Parameters in the form that decodes fastest: prepared once, of 8 or 4 bits if asked.
 
 The same model, values and all but for the rounding that `quantize` asks for, as
 `Decoder` and `head_logits` make of the stored ones.
@@ -21,8 +21,8 @@ from lmx.models.decoder import abstract_params, head_matrix, softcap, stacks, un
 from lmx.models.linear import Linear
 from lmx.models.prepared import prepare, product
 
-Quantize = Literal["int8"] | None
-QUANTIZED = {"int8": jnp.int8}
+Quantize = Literal["int8", "int4"] | None
+QUANTIZED = {"int8": jnp.int8, "int4": jnp.int4}
 UNROLLED_ON_CPU = 64  # decoding compiles a layer once; see `layer_loop` in the schema
 
 
@@ -38,16 +38,18 @@ def for_decoding(
     """
     dtype = jnp.dtype(config.compute_dtype)
     kind = dtype if quantize is None else pick(QUANTIZED, quantize, "quantize")
-    inputs = kernel_inputs(config)
+    inputs, form = kernel_inputs(config), kernels.select_form(config.kernels)
 
     def ready(path, leaf):
         names = tuple(part.key for part in path)
         if names in inputs:
-            return prepare(_matrix(leaf, inputs[names]), dtype=kind)
+            return prepare(_matrix(leaf, inputs[names]), dtype=kind, form=form)
         return jnp.asarray(leaf, dtype if names[-1] == "kernel" else None)
 
     head_VD = jnp.asarray(head_matrix(params))
-    head = prepare(head_VD.T, dtype=kind)
+    # The head decides between words: of four bits it costs more than all the layers.
+    wide = jnp.int8 if kind == jnp.int4 else kind
+    head = prepare(head_VD.T, dtype=wide, form=form)
     params = {name: tree for name, tree in params.items() if name != "head"}
     params = {**jax.tree_util.tree_map_with_path(ready, params), "head": head}
     free: Any = {"remat": "none", "head": "tied"}

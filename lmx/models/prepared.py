@@ -1,4 +1,4 @@
-"""Kernels in the form that decodes fastest: turned, and of 8 bits where asked.
+"""Kernels in the form that decodes fastest: turned, and of few bits where asked.
 
 `lmx.generate` makes them once of a trained model's kernels; `Linear` and the output
 head take either. They have no gradient.
@@ -6,6 +6,7 @@ head take either. They have no gradient.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -13,28 +14,41 @@ import jax.numpy as jnp
 from jax import lax
 
 LARGEST = 127  # of a signed byte, the same on both sides of zero
+GROUP = 32  # inputs that share the range of int4, as in GGUF
 
 
 class Prepared(NamedTuple):
     """A kernel of I inputs and O outputs.
 
     Attributes:
-      weight_OI: [O, I] in the compute dtype, or int8. XLA's CPU products read rows of
-        weights twice as fast as columns.
-      scale_O: float32 [O], what a unit of int8 weighs; None for a compute dtype.
+      weight_OI: [O, I] in the compute dtype, or as whole numbers. XLA's CPU products
+        read rows of weights twice as fast as columns.
+      scale: float32, what a unit of whole numbers weighs: [O] of int8, [O, I / GROUP]
+        of int4; None for a compute dtype.
+      middle_OG: float32 [O, I / GROUP], the weight that is 0 in int4; or None.
     """
 
     weight_OI: jax.Array
-    scale_O: jax.Array | None = None
+    scale: jax.Array | None = None
+    middle_OG: jax.Array | None = None
 
 
-def prepare(kernel_IO: jax.Array, *, dtype) -> Prepared:
+def prepare(kernel_IO: jax.Array, *, dtype, form: str) -> Prepared:
     """Returns a kernel [..., I, O] turned and in `dtype`.
 
-    int8 takes the largest weight of each output as 127 (symmetric, per channel).
+    int8 takes the largest weight of each output as 127. int4 parts the range of each
+    GROUP of inputs into 15 steps. On CPU these become multiples of the output's int8
+    unit: packed numbers would have to be unpacked at each step, which takes longer than
+    to read bytes.
     """
     weight_OI = jnp.swapaxes(kernel_IO, -1, -2)
-    if jnp.dtype(dtype) != jnp.int8:
+    dtype = jnp.dtype(dtype)
+    if dtype == jnp.int4:
+        small = _grouped(weight_OI.astype(jnp.float32))
+        if form != "cpu":
+            return small
+        weight_OI, dtype = _widened(small, jnp.float32), jnp.dtype(jnp.int8)
+    if dtype != jnp.int8:
         return Prepared(weight_OI.astype(dtype))
     weight_OI = weight_OI.astype(jnp.float32)
     unit_O = _unit(weight_OI)
@@ -47,23 +61,45 @@ def product(x: jax.Array, kernel: Prepared, *, form: str) -> jax.Array:
     On CPU int8 weights meet activations of two int8 parts; elsewhere they are widened
     to the type of x, and only their reading is cheaper.
     """
-    weight_OI, scale_O = kernel
     x_RI = x.reshape(-1, x.shape[-1])
-    R = x_RI.shape[0]
-    if scale_O is None:
+    if kernel.scale is not None and form == "cpu":
+        y_RO = _by_bytes(x_RI.astype(jnp.float32), kernel)
+    else:
+        weight_OI = _widened(kernel, x.dtype)
+        R = x_RI.shape[0]
         if form == "cpu" and R == 1 and weight_OI.dtype != jnp.float32:
             # A product of one row takes a path that is far slower than two rows'.
             x_RI = jnp.concatenate([x_RI, x_RI])
         y_RO = _rows_by_rows(x_RI.astype(weight_OI.dtype), weight_OI, jnp.float32)[:R]
-    elif form == "cpu":
-        y_RO = _by_bytes(x_RI.astype(jnp.float32), weight_OI) * scale_O
-    else:
-        y_RO = _rows_by_rows(x_RI, weight_OI.astype(x.dtype), jnp.float32) * scale_O
     return y_RO.reshape(*x.shape[:-1], -1)
 
 
-def _by_bytes(x_RI: jax.Array, weight_OI: jax.Array) -> jax.Array:
-    """Returns x · weightᵀ, float32 [R, O], as a product of bytes.
+def _grouped(weight_OI: jax.Array) -> Prepared:
+    """Returns float32 weights as int4, group by group."""
+    *outer, I = weight_OI.shape  # noqa: E741
+    size = math.gcd(I, GROUP)
+    weight_OGE = weight_OI.reshape(*outer, I // size, size)
+    low_OG = weight_OGE.min(axis=-1)
+    step_OG = (weight_OGE.max(axis=-1) - low_OG) / 15
+    units_OGE = _over(weight_OGE - low_OG[..., None], step_OG)
+    small_OI = (jnp.round(units_OGE) - 8).astype(jnp.int4).reshape(weight_OI.shape)
+    return Prepared(small_OI, step_OG, low_OG + 8 * step_OG)
+
+
+def _widened(kernel: Prepared, dtype) -> jax.Array:
+    """Returns the weights [O, I] as numbers; those of a compute dtype as they are."""
+    weight_OI, scale, middle_OG = kernel
+    if scale is None:
+        return weight_OI
+    if middle_OG is None:
+        return (weight_OI.astype(jnp.float32) * scale[..., None]).astype(dtype)
+    weight_OGE = weight_OI.astype(jnp.float32).reshape(*scale.shape, -1)
+    weight_OGE = weight_OGE * scale[..., None] + middle_OG[..., None]
+    return weight_OGE.reshape(weight_OI.shape).astype(dtype)
+
+
+def _by_bytes(x_RI: jax.Array, kernel: Prepared) -> jax.Array:
+    """Returns x times an int8 kernel, float32 [R, O], as a product of bytes.
 
     A row of x becomes a row of its nearest multiples of 1/127 of its largest element,
     and one of 1/254 of what they leave. One alone would let a few large activations
@@ -74,9 +110,9 @@ def _by_bytes(x_RI: jax.Array, weight_OI: jax.Array) -> jax.Array:
     coarse_RI = _rounded(units_RI)
     fine_RI = _rounded((units_RI - coarse_RI) * (2 * LARGEST))
     parts = jnp.concatenate([coarse_RI, fine_RI])
-    coarse_RO, fine_RO = jnp.split(_rows_by_rows(parts, weight_OI, jnp.int32), 2)
+    coarse_RO, fine_RO = jnp.split(_rows_by_rows(parts, kernel.weight_OI, jnp.int32), 2)
     y_RO = coarse_RO.astype(jnp.float32) + fine_RO.astype(jnp.float32) / (2 * LARGEST)
-    return y_RO * unit_R[:, None]
+    return y_RO * (unit_R[:, None] * jnp.asarray(kernel.scale))
 
 
 def _unit(x: jax.Array) -> jax.Array:

@@ -70,6 +70,15 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="decides the draws (default 0)")
 
 
+def add_quantize(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that decides the bits of the weights that write."""
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="write with weights of 8 or 4 bits: faster, a little less exact",
+    )
+
+
 def chosen_sampling(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the sampling options that were given, by name."""
     names = (

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 
 from lmx.core.errors import DONE
-from lmx.run.arguments import Parser, add_sampling, chosen_sampling
+from lmx.run.arguments import Parser, add_quantize, add_sampling, chosen_sampling
 
 EXAMPLE = """example:
   lmx chat --workdir=runs/imported
@@ -31,13 +31,14 @@ def main(argv: list[str]) -> int:
     add("--message", help="answer this and end; without it, a conversation")
     add("--system", help="what the model is told before the conversation")
     add_sampling(parser)
+    add_quantize(parser)
     options = parser.parse_args(argv)
     sampling = chosen_sampling(options)
 
     from lmx.api import load, sampling_config
 
     sampling_config(sampling)  # a wrong value is reported before anything is loaded
-    model = load(options.workdir)
+    model = load(options.workdir, quantize=options.quantize)
     messages = []
     if options.system is not None:
         messages.append({"role": "system", "content": options.system})

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from lmx.core.errors import DONE, DataError, UserError
-from lmx.run.arguments import Parser, add_sampling, chosen_sampling
+from lmx.run.arguments import Parser, add_quantize, add_sampling, chosen_sampling
 
 EXAMPLE = """example:
   lmx generate --workdir=runs/quickstart --prompt="def "
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
 
     sampling = chosen_sampling(options)
     sampling_config(sampling)  # a wrong value is reported before anything is loaded
-    model = load(options.workdir, step=options.step)
+    model = load(options.workdir, step=options.step, quantize=options.quantize)
     if options.prompts is None and not options.json:
         pieces = model.stream(prompts[0], **sampling)
         first = next(pieces, "")  # a prompt that is refused is not echoed
@@ -68,6 +68,7 @@ def parser() -> Parser:
         help="one prompt a line, or .jsonl with a 'prompt' field; all in one batch",
     )
     add_sampling(parser)
+    add_quantize(parser)
     add("--step", type=int, help="checkpoint to use (default: the newest)")
     add(
         "--json",
