@@ -24,16 +24,17 @@ import numpy as np
 
 from lmx.core.errors import UserError
 from lmx.core.schema import Architecture
+from lmx.generate import cache as caches
+from lmx.generate.cache import power_of_two
 from lmx.generate.sampling import SamplingConfig, Settings, sample, settings
 from lmx.generate.weights import Quantize, decoding_logits, for_decoding
-from lmx.models.decoder import Decoder, init_cache
+from lmx.models.decoder import Decoder
 from lmx.models.sizes import check_causal
 
 FinishReason = Literal["stop", "eos", "length"]
 RUNNING, EOS, FULL, HALTED = 0, 1, 2, 3
 REASONS: dict[int, FinishReason] = {EOS: "eos", FULL: "length", HALTED: "stop"}
 SMALLEST_PIECE, LARGEST_PIECE = 32, 512  # prefilled tokens of a row per call
-SMALLEST_CACHE = 256  # slots; less saves little and compiles more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +207,7 @@ class Session:
         self._status[self._count :] = HALTED
         # A context of one token is full before it starts.
         self._status[(self._lengths >= self._limits) & (self._status == RUNNING)] = FULL
+        self._slots = caches.slots_for(generator.config, int(self._lengths.max()))
         self._state = self._prefill(prompts)
 
     @property
@@ -228,9 +230,11 @@ class Session:
         state = self._state._replace(status_B=self._status)
         used = int(self._lengths[: self._count].max()) + steps
         used += max(len(tokens) for tokens in self._tokens)
-        slots = cache_slots(generator.config, used)
-        if slots > cache_length(state.cache):
-            state = state._replace(cache=_grow(state.cache, slots=slots))
+        slots = caches.slots_for(generator.config, used)
+        if slots > self._slots:
+            shape = {"slots": slots, "piece": LARGEST_PIECE}
+            cache = caches.grow(state.cache, config=generator.config, **shape)
+            state, self._slots = state._replace(cache=cache), slots
         state, tokens, logprobs, counts = _decode(
             generator.params,
             state,
@@ -268,8 +272,9 @@ class Session:
         for row, prompt in enumerate(prompts):
             seen[row, prompt] = True
         fill = int(self._lengths.max()) - 1
-        slots = cache_slots(config, fill + 1)
-        cache = _empty(config=config, batch_size=len(prompts), slots=slots)
+        slots = self._slots
+        shape = {"slots": slots, "piece": LARGEST_PIECE}
+        cache = caches.empty(config=config, batch_size=len(prompts), **shape)
         start = 0
         while start < fill:
             piece = min(fill - start, LARGEST_PIECE)
@@ -278,15 +283,12 @@ class Session:
             for row, prompt in enumerate(prompts):
                 part = prompt[start : start + width]
                 tokens[row, : len(part)] = part
-            cache = _fill(params, cache, tokens, np.int32(start), config=config)
+            cache = caches.fill(
+                params, cache, tokens, np.int32(start), self._lengths, config=config
+            )
             start += width
         last = np.asarray([prompt[-1] for prompt in prompts], np.int32)
         return State(cache, seen, last, self._lengths - 1, self._limits, self._status)
-
-
-def power_of_two(count: int, *, at_least: int = 1) -> int:
-    """Returns the smallest power of two that is ≥ `count` and ≥ `at_least`."""
-    return max(at_least, 1 << max(0, count - 1).bit_length())
 
 
 def end_tokens(eos_ids: Sequence[int]) -> np.ndarray:
@@ -294,40 +296,6 @@ def end_tokens(eos_ids: Sequence[int]) -> np.ndarray:
     padded = np.full(power_of_two(len(eos_ids), at_least=4), -1, np.int32)
     padded[: len(eos_ids)] = eos_ids
     return padded
-
-
-def cache_slots(config: Architecture, used: int) -> int:
-    """Returns the cache length for rows of `used` tokens: a power of two, or all."""
-    return min(config.context_length, power_of_two(used, at_least=SMALLEST_CACHE))
-
-
-def cache_length(cache) -> int:
-    """Returns the slots of a cache whose leaves are [layers, B, K, S, H]."""
-    return jax.tree.leaves(cache)[0].shape[3]
-
-
-@functools.partial(jax.jit, static_argnames=("config", "batch_size", "slots"))
-def _empty(*, config, batch_size, slots):
-    return init_cache(config, batch_size=batch_size, length=slots)
-
-
-@functools.partial(jax.jit, static_argnames="slots")
-def _grow(cache, *, slots):
-    """Returns the cache with empty slots added at the end."""
-    more = slots - cache_length(cache)
-    pad = ((0, 0), (0, 0), (0, 0), (0, more), (0, 0))
-    return jax.tree.map(lambda plane: jnp.pad(plane, pad), cache)
-
-
-@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _fill(params, cache, tokens_BL, start, *, config):
-    """Returns the cache with tokens at positions start, start + 1, … written to it."""
-    positions_L = start + jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)
-    positions_BL = jnp.broadcast_to(positions_L, tokens_BL.shape)
-    _, cache = Decoder(config).apply(
-        {"params": params}, tokens_BL, positions=positions_BL, cache=cache
-    )
-    return cache
 
 
 @functools.partial(

@@ -16,6 +16,8 @@ from lmx.models.linear import make_linear
 from lmx.models.norms import make_norm
 from lmx.models.positions import alibi_slopes
 
+NEVER = 2**30  # the position of a slot that was not written: later than any query
+
 
 class Context(NamedTuple):
     """Where each query stands: what all layers of one forward pass share.
@@ -39,7 +41,7 @@ class Attention(nn.Module):
     `window` tokens, itself included, a 'nope' layer rotates nothing. Without a cache
     a query sees the earlier tokens of its row, or all that the window leaves where
     attention is bidirectional; with one, `cache` holds keys and values
-    [layers, B, K, S, H] in which slot = position, and this layer's plane is `layer`;
+    [layers, B, K, S, H] where slot = position mod S, and this layer's plane is `layer`;
     heads come before slots so that a step's products need no transposed copy of it.
     Returns the output [B, L, D] and the cache (None when there was none).
     """
@@ -59,14 +61,13 @@ class Attention(nn.Module):
             query_index = key_index = jnp.broadcast_to(index, x_BLD.shape[:2])
             segments = context.segments
         else:
-            cache = _write(cache, layer, context.positions, key, value)
+            cache = _write(cache, layer, context, key, value)
             key, value = (
                 cache[name][layer].transpose(0, 2, 1, 3) for name in ("key", "value")
             )
             query = query.astype(key.dtype)
             query_index = context.positions
-            index = jnp.arange(key.shape[1], dtype=jnp.int32)[None]
-            key_index = jnp.broadcast_to(index, key.shape[:2])
+            key_index = _slot_positions(query_index, context.segments, key.shape[1])
             segments = None
         out_BLNH = kernels.attention(
             query,
@@ -139,12 +140,34 @@ class Attention(nn.Module):
         return norm(y_BLNH.reshape(*y_BLNH.shape[:2], -1)).reshape(y_BLNH.shape)
 
 
-def _write(cache, layer, positions_BL, key_BLKH, value_BLKH):
-    """Returns the cache with each token's key and value in the slot of its position."""
-    rows = jnp.arange(positions_BL.shape[0])[:, None, None]
+def _write(cache, layer, context: Context, key_BLKH, value_BLKH):
+    """Returns the cache with the keys and values of tokens in the slots of positions.
+
+    Slot = position mod slots. Tokens of segment 0 are dropped: in a ring they would
+    take the slots of real ones.
+    """
+    S = cache["key"].shape[3]
+    slots_BL = context.positions % S
+    if context.segments is not None:
+        slots_BL = jnp.where(context.segments == 0, S, slots_BL)
+    rows = jnp.arange(slots_BL.shape[0])[:, None, None]
     heads = jnp.arange(key_BLKH.shape[2])
-    at = (layer, rows, heads, positions_BL[:, :, None])
+    at = (layer, rows, heads, slots_BL[:, :, None])
+    new = {"key": key_BLKH, "value": value_BLKH}
     return {
-        "key": cache["key"].at[at].set(key_BLKH.astype(cache["key"].dtype)),
-        "value": cache["value"].at[at].set(value_BLKH.astype(cache["value"].dtype)),
+        name: plane.at[at].set(new[name].astype(plane.dtype), mode="drop")
+        for name, plane in cache.items()
     }
+
+
+def _slot_positions(positions_BL, segments_BL, slots: int):
+    """Returns the position that each slot holds, int32 [B, S], or NEVER.
+
+    A row is written without gaps, so a slot holds the latest position that falls on it.
+    """
+    if segments_BL is not None:
+        positions_BL = jnp.where(segments_BL == 0, -1, positions_BL)
+    last_B1 = positions_BL.max(axis=1, keepdims=True)
+    slot_S = jnp.arange(slots, dtype=jnp.int32)
+    held_BS = last_B1 - (last_B1 - slot_S) % slots
+    return jnp.where(held_BS < 0, NEVER, held_BS)

@@ -51,7 +51,7 @@ class Decoder(nn.Module):
     `apply({"params": p}, tokens)` maps int32 [B, L] to hidden states [B, L, D].
     `positions` (int32 [B, L]) default to 0..L−1 and `segment_ids` keep packed
     documents apart. With `cache` (from `init_cache`) the keys and values of `tokens`
-    are written at their positions, queries see all slots up to their own position, and
+    are written at their positions, queries see all up to their own position, and
     the result is (hidden states, cache).
     """
 
@@ -188,19 +188,25 @@ def unrolled(config) -> bool:
     return config.layer_loop == "unroll"
 
 
-def init_cache(config, *, batch_size: int, length: int, dtype=None):
-    """Returns an empty key/value cache: {stack: {i: {key, value: [n, B, K, S, H]}}}."""
+def init_cache(config, *, batch_size: int, length: int, piece: int, dtype=None):
+    """Returns an empty key/value cache: {stack: {i: {key, value: [n, B, K, S, H]}}}.
+
+    It serves rows of up to `length` tokens, written at most `piece` at a time. A
+    'window' layer keeps no more slots than a piece and what its first query sees; they
+    are used in turn.
+    """
     if kernels.select_form(config.kernels) == "cpu":
         # XLA's CPU compiler widens a whole bfloat16 plane to write one token to it.
         dtype = dtype or jnp.float32
     dtype = jnp.dtype(dtype or config.compute_dtype)
 
-    def plane(repeats: int):
-        shape = (repeats, batch_size, config.num_kv_heads, length, config.head_dim)
+    def plane(mixer: str, repeats: int):
+        slots = min(length, config.window + piece) if mixer == "window" else length
+        shape = (repeats, batch_size, config.num_kv_heads, slots, config.head_dim)
         return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
 
     return {
-        name: {str(i): plane(repeats) for i in range(len(pattern))}
+        name: {str(i): plane(mixer, repeats) for i, mixer in enumerate(pattern)}
         for name, pattern, repeats in stacks(config)
     }
 

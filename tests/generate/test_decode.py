@@ -14,7 +14,7 @@ import pytest
 from lmx.core import trees
 from lmx.core.errors import UserError
 from lmx.core.schema import ModelConfig
-from lmx.generate import decode, weights
+from lmx.generate import cache, decode, weights
 from lmx.generate.decode import Generator
 from lmx.generate.sampling import SamplingConfig
 from lmx.models.decoder import Decoder, head_logits, init_cache
@@ -67,6 +67,11 @@ def make(config: ModelConfig, **options) -> Generator:
     return Generator(config, build(config), **options)
 
 
+def cache_lengths(session) -> set[int]:
+    """Returns the numbers of slots among a session's layers."""
+    return {plane.shape[3] for plane in jax.tree.leaves(session._state.cache)}
+
+
 @functools.partial(jax.jit, static_argnames="config")
 def full_logits(params, tokens, *, config):
     return head_logits(
@@ -96,7 +101,7 @@ def test_stepwise_decode_equals_the_full_forward(name):
         )
         return head_logits(config, params, hidden), cache
 
-    cache = init_cache(config, batch_size=2, length=16)
+    cache = init_cache(config, batch_size=2, length=16, piece=8)
     positions = np.broadcast_to(np.arange(8, dtype=np.int32), (2, 8))
     # The prompts are 6 and 3 tokens long; the rest of the eight is garbage.
     prompt = np.where(positions < np.array(filled)[:, None], tokens[:, :8], V - 1)
@@ -148,35 +153,51 @@ def test_the_chunk_does_not_change_the_tokens(chunk):
     assert make(tiny(), chunk=chunk).generate([[3, 4]], HOT)[0].tokens == expected
 
 
-def test_a_long_prompt_in_pieces_and_a_growing_cache_change_nothing(monkeypatch):
-    config = tiny(context_length=39)
+@pytest.mark.parametrize("name", ["rope", "window", "scan"])
+def test_a_long_prompt_in_pieces_and_a_growing_cache_change_nothing(name, monkeypatch):
+    config = tiny(**VARIANTS[name], context_length=39)
     prompt = np.random.default_rng(2).integers(0, V, 21).tolist()
     expected = make(config).generate([prompt, [5]], GREEDY)
     monkeypatch.setattr(decode, "SMALLEST_PIECE", 4)
     monkeypatch.setattr(decode, "LARGEST_PIECE", 8)
-    monkeypatch.setattr(decode, "SMALLEST_CACHE", 8)
+    monkeypatch.setattr(cache, "SMALLEST_CACHE", 8)
     session = make(config, chunk=5).start([prompt, [5]], GREEDY)
-    lengths = [decode.cache_length(session._state.cache)]
+    lengths = [cache_lengths(session)]
     while session.running:
         session.advance()
-        lengths.append(decode.cache_length(session._state.cache))
+        lengths.append(cache_lengths(session))
     assert session.results() == [
         dataclasses.replace(e, logprobs=pytest.approx(e.logprobs, abs=1e-4))
         for e in expected
     ]
-    assert lengths[0] < lengths[-1] == 39
+    # What a window layer keeps: a piece of 8, and what the window sees before it.
+    ring = {8 + config.window} if "window" in config.pattern else set()
+    assert max(lengths[0]) < 39
+    assert lengths[-1] == {39} | ring
+    for text, result in zip([prompt, [5]], expected, strict=True):
+        for token in result.tokens:
+            assert token == forward(config, text)[-1].argmax()
+            text = [*text, token]
+
+
+def test_a_window_layer_keeps_its_window_however_long_the_row_is():
+    config = tiny(pattern=("window", "window", "attention"), num_layers=6, window=100)
+    shape = {"batch_size": 2, "length": 32_768, "piece": 128}
+    cache = jax.eval_shape(lambda: init_cache(config, **shape))
+    slots = [cache["blocks"][str(i)]["key"].shape[3] for i in range(3)]
+    assert slots == [228, 228, 32_768]
 
 
 def test_nothing_is_compiled_again_for_lengths_in_one_bucket_or_for_settings():
     generator = make(tiny())
     generator.generate([[1, 2, 3]], GREEDY)
-    programs = decode._decode._cache_size(), decode._fill._cache_size()
+    programs = decode._decode._cache_size(), cache.fill._cache_size()
     for length in (2, 9, 20, 33):
         generator.generate([[4] * length], GREEDY)
     for options in ({"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}, {"seed": 9}):
         sampling = SamplingConfig(temperature=0.9, max_new_tokens=7, **options)
         generator.generate([[4] * 5], sampling)
-    assert (decode._decode._cache_size(), decode._fill._cache_size()) == programs
+    assert (decode._decode._cache_size(), cache.fill._cache_size()) == programs
 
 
 def test_generators_of_one_config_share_their_programs():

@@ -1,0 +1,70 @@
+"""The key/value cache of a batch: made, filled with prompts, grown.
+
+What a layer keeps and where is `models.decoder.init_cache`'s; here are the lengths,
+powers of two, so that few programs are compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from lmx.core.schema import Architecture
+from lmx.models.decoder import Decoder, init_cache
+
+SMALLEST_CACHE = 256  # slots; less saves little and compiles more
+
+
+def power_of_two(count: int, *, at_least: int = 1) -> int:
+    """Returns the smallest power of two that is ≥ `count` and ≥ `at_least`."""
+    return max(at_least, 1 << max(0, count - 1).bit_length())
+
+
+def slots_for(config: Architecture, used: int) -> int:
+    """Returns the cache length for rows of `used` tokens: a power of two, or all."""
+    return min(config.context_length, power_of_two(used, at_least=SMALLEST_CACHE))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "batch_size", "slots", "piece"))
+def empty(*, config, batch_size, slots, piece):
+    """Returns an empty cache for rows of `slots` tokens."""
+    return init_cache(config, batch_size=batch_size, length=slots, piece=piece)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "slots", "piece"))
+def grow(cache, *, config, slots, piece):
+    """Returns the cache with empty slots added at the end: no ring has turned yet.
+
+    A plane grows while it is as long as the rows, so its slots are still positions.
+    """
+    B = jax.tree.leaves(cache)[0].shape[1]
+    shapes = jax.eval_shape(
+        lambda: init_cache(config, batch_size=B, length=slots, piece=piece)
+    )
+
+    def pad(plane, goal):
+        return jnp.pad(
+            plane, [(0, 0)] * 3 + [(0, goal.shape[3] - plane.shape[3]), (0, 0)]
+        )
+
+    return jax.tree.map(pad, cache, shapes)
+
+
+@functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
+def fill(params, cache, tokens_BL, start, lengths_B, *, config):
+    """Returns the cache with tokens at positions start, start + 1, … written to it.
+
+    What stands at or after a row's length is padding.
+    """
+    positions_L = start + jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)
+    positions_BL = jnp.broadcast_to(positions_L, tokens_BL.shape)
+    _, cache = Decoder(config).apply(
+        {"params": params},
+        tokens_BL,
+        positions=positions_BL,
+        segment_ids=(positions_BL < lengths_B[:, None]).astype(jnp.int32),
+        cache=cache,
+    )
+    return cache
