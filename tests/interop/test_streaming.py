@@ -193,8 +193,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from lmx.run.import_command import import_model
-from lmx.interop import weights
+from lmx.interop import parity, weights
 from lmx.training import checkpoints, step_folders
+parity.has_reference = lambda: False
 place, name, source, folder = sys.argv[1:]
 owner, old = eval(place), getattr(eval(place), name)
 def kill(*args, **kwargs):
@@ -212,8 +213,9 @@ MOMENTS = [
 
 @pytest.mark.parametrize(("place", "name"), MOMENTS)
 def test_a_killed_import_leaves_no_model_and_can_be_run_again(
-    published, tmp_path, place, name
+    published, tmp_path, monkeypatch, place, name
 ):
+    monkeypatch.setattr("lmx.interop.parity.has_reference", lambda: False)
     workdir = tmp_path / "run"
     argv = [sys.executable, "-c", KILLED, place, name, published / "hf", workdir]
     done = subprocess.run(argv, capture_output=True, text=True)
