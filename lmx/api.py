@@ -20,7 +20,8 @@ from lmx.generate.weights import QUANTIZED, Quantize
 from lmx.inputs.chat import ChatTemplate
 from lmx.inputs.chat_tokens import encode_chat
 from lmx.inputs.tokenizers import Tokenizer
-from lmx.models.sizes import check_causal, resolve
+from lmx.models.checks import check_causal
+from lmx.models.sizes import resolve
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -40,6 +41,7 @@ class LanguageModel:
       step: the training step of the weights.
       chat_template: the Jinja text that makes a prompt of a conversation, or None.
       quantize: the bits of the weights that write text; `params` stay what they are.
+      family: the Hugging Face `model_type` that it was imported as, or None.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class LanguageModel:
         step: int = 0,
         chat_template: str | None = None,
         quantize: Quantize = None,
+        family: str | None = None,
     ):
         self.config = config
         self.model = resolve(config.model)
@@ -59,6 +62,7 @@ class LanguageModel:
         self.step = step
         self.chat_template = chat_template
         self.quantize = quantize
+        self.family = family
         self._template: ChatTemplate | None = None
         self._logits: Callable | None = None
 
@@ -187,6 +191,7 @@ class LanguageModel:
             params=self.params,
             tokenizer=self.tokenizer,
             chat_template=self.chat_template,
+            family=self.family,
         )
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
@@ -281,6 +286,7 @@ def load(
         found.tokenizer,
         chat_template=found.chat_template,
         quantize=quantize,
+        family=found.family,
     )
 
 
@@ -311,8 +317,8 @@ def _load_workdir(
                 f"{folder} has no checkpoint yet; wait for the first "
                 "(checkpoint.save_every_steps), or train on"
             )
-        trained_with = checkpoints.facts(step).get("tokenizer")
-        if trained_with != tokenizer.fingerprint:
+        facts = checkpoints.facts(step)
+        if facts.get("tokenizer") != tokenizer.fingerprint:
             raise DataError(
                 f"{folder}/tokenizer is not the tokenizer of checkpoint {step}; "
                 "restore the folder from the run that trained it"
@@ -326,6 +332,7 @@ def _load_workdir(
         step=step,
         chat_template=template.read_text("utf8") if template.exists() else None,
         quantize=quantize,
+        family=facts.get("family"),
     )
 
 

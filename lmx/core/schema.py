@@ -51,7 +51,18 @@ class ModelConfig:
     pattern: tuple[str, ...] = knob(
         ("attention",),
         "Mixer of each layer, repeated over the depth: 'attention' sees the whole "
-        "context, 'window' the last `window` tokens, 'nope' all, without rotation.",
+        "context, 'window' the last `window` tokens, 'nope' all, without rotation; "
+        "'latent' sees all through keys and values of few dimensions.",
+    )
+    ffns: tuple[str, ...] = knob(
+        ("mlp",),
+        "Feed-forward of each layer, repeated over the depth: 'mlp', or 'moe', a "
+        "mixture of experts.",
+    )
+    dense_layers: int = knob(0, "First layers that have an MLP whatever ffns says.")
+    sublayers: Literal["sequential", "parallel"] = knob(
+        "sequential",
+        "Feed-forward after the mixer, or beside it on the same input (GPT-NeoX).",
     )
     window: int | None = knob(
         None, "Tokens that a 'window' layer sees, itself included."
@@ -65,17 +76,37 @@ class ModelConfig:
         "rope", "How the model knows token order."
     )
     rope_base: float = knob(10_000.0, "Base of the rotary frequencies.")
+    rope_dim: int | None = knob(
+        None, "Dimensions of each head that rotate, the first ones; None is all."
+    )
     window_rope_base: float | None = knob(
         None, "Base, without scaling, in 'window' layers; None is as in the others."
     )
-    rope_scaling: Literal["linear", "llama3"] | None = knob(
+    rope_scaling: (
+        Literal["linear", "llama3", "dynamic", "yarn", "yarn_exact", "longrope"] | None
+    ) = knob(
         None,
-        "Stretch the rotary wavelengths by rope_factor: all of them ('linear') or the "
-        "long ones ('llama3').",
+        "How rotary wavelengths are stretched for longer contexts: all ('linear'), the "
+        "long ones ('llama3', 'yarn', or 'yarn_exact' without rounding to dimensions), "
+        "all past the original length ('dynamic'), each by its own factor ('longrope')",
     )
     rope_factor: float = knob(1.0, "How much longer the context became by scaling.")
     rope_original_length: int | None = knob(
-        None, "Context that 'llama3' scaling starts from."
+        None, "Context that scaling (but for 'linear') starts from."
+    )
+    rope_turns: tuple[float, ...] | None = knob(
+        None,
+        "Turns in the original context up to which a wavelength is stretched, and from "
+        "which it is kept; None is (1, 4) for 'llama3' and (1, 32) for 'yarn'.",
+    )
+    rope_attention_factor: float | None = knob(
+        None, "Factor on rotated vectors of 'yarn' and 'longrope'; None is theirs."
+    )
+    rope_short_factors: tuple[float, ...] = knob(
+        (), "Factor of each wavelength up to the original length ('longrope')."
+    )
+    rope_long_factors: tuple[float, ...] = knob(
+        (), "Factor of each wavelength beyond the original length ('longrope')."
     )
     norm: Literal["rmsnorm", "layernorm", "rmsnorm_plus_one"] = knob(
         "rmsnorm",
@@ -92,11 +123,48 @@ class ModelConfig:
     ) = knob(
         None, "Normalisation of queries and keys: per head, or over all heads at once."
     )
-    mlp: Literal["gelu", "gelu_exact", "silu_gated", "gelu_gated", "relu_squared"] = (
-        knob("silu_gated", "Feed-forward layer: activation, and whether it is gated.")
+    mlp: Literal[
+        "gelu",
+        "gelu_exact",
+        "silu_gated",
+        "gelu_gated",
+        "silu_clamped_gated",
+        "relu_squared",
+    ] = knob(
+        "silu_gated", "Activation of feed-forward layers, and whether it is gated."
     )
-    biases: Literal["none", "qkv", "all"] = knob(
-        "none", "Which linear layers (and layer norms, with 'all') add a bias."
+    num_experts: int = knob(0, "Experts E of each 'moe' layer.")
+    experts_per_token: int = knob(2, "Experts that work on a token.")
+    expert_dim: int | None = knob(None, "Hidden width of an expert; None is mlp_dim.")
+    shared_experts: int = knob(0, "Experts that work on every token, beside those.")
+    router: Literal[
+        "softmax", "softmax_renormalized", "sigmoid", "sigmoid_renormalized"
+    ] = knob(
+        "softmax_renormalized",
+        "Score of an expert, and whether those of the chosen are made to sum to 1; "
+        "'sigmoid' adds a learned bias to the choice alone (DeepSeek-V3).",
+    )
+    router_scale: float = knob(1.0, "Factor on the weights of the chosen experts.")
+    expert_groups: int = knob(1, "Groups of experts, of which some are chosen first.")
+    expert_groups_kept: int = knob(1, "Groups that a token may choose experts from.")
+    expert_capacity: float | None = knob(
+        None,
+        "Room of an expert as a multiple of an even share, past which tokens of a row "
+        "are dropped in training; None drops none.",
+    )
+    kv_latent_dim: int | None = knob(
+        None, "Dimensions that 'latent' layers keep of keys and values."
+    )
+    query_latent_dim: int | None = knob(
+        None, "Dimensions that 'latent' layers project queries through; None is none."
+    )
+    value_dim: int | None = knob(
+        None, "Size of a value head in 'latent' layers; None is head_dim - rope_dim."
+    )
+    biases: Literal["none", "qkv", "attention", "all"] = knob(
+        "none",
+        "Linear layers that add a bias: 'qkv', those of 'attention' (and its output), "
+        "or all, layer norms too.",
     )
     head: Literal["tied", "untied"] = knob(
         "tied", "Share the embedding with the output head, or give it its own matrix."
@@ -119,6 +187,9 @@ class ModelConfig:
     )
     attention_scale: float | None = knob(
         None, "Factor on attention scores; None is 1 / sqrt(head_dim)."
+    )
+    attention_sinks: Literal["learned"] | None = knob(
+        None, "A learned score of each head for attending to nothing (gpt-oss)."
     )
     attention_softcap: float | None = knob(
         None, "c in c·tanh(s/c) on attention scores; None leaves them."
@@ -168,6 +239,8 @@ class Architecture(ModelConfig):
     num_kv_heads: int = 0
     head_dim: int = 0
     mlp_dim: int = 0
+    expert_dim: int = 0
+    value_dim: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +284,10 @@ class ObjectiveConfig:
 
     name: Literal["next_token"] = knob("next_token", "The objective.")
     z_loss: float = knob(0.0, "Weight of log²Z, which keeps logits near zero.")
+    load_balance_loss: float = knob(
+        0.01, "Weight of the loss that spreads tokens over experts; 1 when even."
+    )
+    router_z_loss: float = knob(0.001, "Weight of log²Z of the router's logits.")
     vocab_chunks: int | None = knob(
         None,
         "Pieces of the vocabulary in which the loss is computed, so that logits never "
@@ -240,7 +317,7 @@ class OptimConfig:
     epsilon: float = knob(1e-8, "Added to the root of the second moment.")
     weight_decay: float = knob(0.1, "Decoupled weight decay.")
     no_decay: tuple[str, ...] = knob(
-        ("norm", "bias", "position"),
+        ("norm", "bias", "position", "sinks"),
         "Regular expressions; a parameter whose path one of them finds is not decayed.",
     )
     clip_norm: float | None = knob(1.0, "Global gradient norm that is not exceeded.")
@@ -268,6 +345,7 @@ class ParallelConfig:
     data: int = knob(-1, "Devices that split the batch; -1 takes all that are left.")
     fsdp: int = knob(1, "Devices that split batch, parameters and optimizer state.")
     tensor: int = knob(1, "Devices that split heads, hidden units and vocabulary.")
+    expert: int = knob(1, "Devices that split batch and experts.")
     rules: Literal["default"] = knob("default", "Logical axis → mesh axis table.")
     step: Literal["jit", "pmap"] = knob(
         "jit", "How the step is compiled; 'pmap' is for pure data parallelism."

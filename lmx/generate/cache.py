@@ -53,10 +53,10 @@ def grow(cache, *, config, slots, piece):
 
 
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def fill(params, cache, tokens_BL, start, lengths_B, *, config):
+def fill(params, cache, tokens_BL, start, lengths_B, limits_B, *, config):
     """Returns the cache with tokens at positions start, start + 1, … written to it.
 
-    What stands at or after a row's length is padding.
+    What stands at or after a row's length is padding; it may grow to its limit.
     """
     positions_L = start + jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)
     positions_BL = jnp.broadcast_to(positions_L, tokens_BL.shape)
@@ -66,5 +66,15 @@ def fill(params, cache, tokens_BL, start, lengths_B, *, config):
         positions=positions_BL,
         segment_ids=(positions_BL < lengths_B[:, None]).astype(jnp.int32),
         cache=cache,
+        lengths=grown(config, now=lengths_B, limit=limits_B),
     )
     return cache
+
+
+def grown(config: Architecture, *, now, limit):
+    """Returns the lengths [B] that decide how rows rotate, where scalings ask for them.
+
+    'dynamic' goes by what is there `now`, as transformers does. 'longrope' has one
+    rotation for all that the row may grow to, for its two do not go together.
+    """
+    return limit if config.rope_scaling == "longrope" else now

@@ -28,8 +28,8 @@ from lmx.generate import cache as caches
 from lmx.generate.cache import power_of_two
 from lmx.generate.sampling import SamplingConfig, Settings, sample, settings
 from lmx.generate.weights import Quantize, decoding_logits, for_decoding
+from lmx.models.checks import check_causal
 from lmx.models.decoder import Decoder
-from lmx.models.sizes import check_causal
 
 FinishReason = Literal["stop", "eos", "length"]
 RUNNING, EOS, FULL, HALTED = 0, 1, 2, 3
@@ -284,7 +284,13 @@ class Session:
                 part = prompt[start : start + width]
                 tokens[row, : len(part)] = part
             cache = caches.fill(
-                params, cache, tokens, np.int32(start), self._lengths, config=config
+                params,
+                cache,
+                tokens,
+                np.int32(start),
+                self._lengths,
+                self._limits,
+                config=config,
             )
             start += width
         last = np.asarray([prompt[-1] for prompt in prompts], np.int32)
@@ -351,6 +357,7 @@ def _step(params, state: State, settings: Settings, rows_B, *, eos_ids_E, config
         state.token_B[:, None],
         positions=state.position_B[:, None],
         cache=state.cache,
+        lengths=caches.grown(config, now=state.position_B + 1, limit=state.limit_B),
     )
     logits_BV = decoding_logits(config, params, hidden_BLD[:, 0])
     position_B = state.position_B + 1

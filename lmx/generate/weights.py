@@ -17,7 +17,14 @@ import jax.numpy as jnp
 from lmx.core.errors import pick
 from lmx.core.schema import Architecture
 from lmx.models import kernels
-from lmx.models.decoder import abstract_params, head_matrix, softcap, stacks, unrolled
+from lmx.models.decoder import (
+    abstract_params,
+    head_matrix,
+    layer_kinds,
+    softcap,
+    stacks,
+    unrolled,
+)
 from lmx.models.linear import Linear
 from lmx.models.prepared import prepare, product
 
@@ -42,6 +49,8 @@ def for_decoding(
 
     def ready(path, leaf):
         names = tuple(part.key for part in path)
+        if "router" in names:  # rounding would change who is chosen
+            return jnp.asarray(leaf)
         if names in inputs:
             return prepare(_matrix(leaf, inputs[names]), dtype=kind, form=form)
         return jnp.asarray(leaf, dtype if names[-1] == "kernel" else None)
@@ -52,7 +61,8 @@ def for_decoding(
     head = prepare(head_VD.T, dtype=wide, form=form)
     params = {name: tree for name, tree in params.items() if name != "head"}
     params = {**jax.tree_util.tree_map_with_path(ready, params), "head": head}
-    free: Any = {"remat": "none", "head": "tied"}
+    # Which tokens an expert drops depends on all of a row, which decoding never sees.
+    free: Any = {"remat": "none", "head": "tied", "expert_capacity": None}
     if jax.default_backend() == "cpu" and config.num_layers <= UNROLLED_ON_CPU:
         free["layer_loop"] = "unroll"
     config = dataclasses.replace(config, **free)
@@ -95,8 +105,13 @@ def _unstack(config: Architecture, params: Any) -> tuple[Architecture, Any]:
             for j in range(len(pattern)):
                 tree = params[name][str(j)]
                 layers.append(jax.tree.map(lambda x, i=i: x[i : i + 1], tree))
-    period = len(config.pattern)
-    pattern = tuple(config.pattern[i % period] for i in range(config.num_layers))
-    rest = {k: v for k, v in params.items() if k not in ("blocks", "tail")}
+    kinds = layer_kinds(config)
+    spelled: Any = {
+        "pattern": tuple(kind.mixer for kind in kinds),
+        "ffns": tuple(kind.ffn for kind in kinds),
+        "dense_layers": 0,
+    }
+    loops = {name for name, *_ in stacks(config)}
+    rest = {name: tree for name, tree in params.items() if name not in loops}
     blocks = {str(i): layer for i, layer in enumerate(layers)}
-    return dataclasses.replace(config, pattern=pattern), {**rest, "blocks": blocks}
+    return dataclasses.replace(config, **spelled), {**rest, "blocks": blocks}

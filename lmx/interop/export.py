@@ -45,11 +45,12 @@ def export(
     params: Any,
     tokenizer: Tokenizer,
     chat_template: str | None,
+    family: str | None = None,
 ) -> Path:
     """Writes a model into the new folder `directory` and returns what was written.
 
     `dtype` is that of the weights: float32, float16 or bfloat16, for GGUF also int8
-    (Q8_0).
+    (Q8_0). `family` is tried first among those of Hugging Face.
 
     Raises:
       UserError: the folder is not empty, the format cannot express the model, or the
@@ -66,8 +67,11 @@ def export(
         folder.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         staged.chmod(0o755)
-        write = _write_directory if to == "hf" else _write_gguf
-        write(staged, dtype, model, params, tokenizer, chat_template)
+        parts = (dtype, model, params, tokenizer, chat_template)
+        if to == "hf":
+            _write_directory(staged, family, *parts)
+        else:
+            _write_gguf(staged, *parts)
         if folder.exists():
             folder.rmdir()
         staged.rename(folder)
@@ -82,8 +86,10 @@ def export(
     return folder if to == "hf" else folder / "model.gguf"
 
 
-def _write_directory(folder: Path, dtype, model, params, tokenizer, template) -> None:
-    family, config = write_config(model)
+def _write_directory(
+    folder: Path, family, dtype, model, params, tokenizer, template
+) -> None:
+    family, config = write_config(model, family)
     number = pick(HF_DTYPES, dtype, "dtype of an export to hf")
     ids = {
         f"{n}_token_id": getattr(tokenizer, f"{n}_id") for n in ("bos", "eos", "pad")

@@ -14,16 +14,22 @@ from lmx.core.errors import UserError, pick
 from lmx.core.schema import Architecture, ModelConfig
 from lmx.interop.hf_families import FAMILIES
 from lmx.interop.hf_fields import Fields
+from lmx.models.decoder import layer_kinds
+from lmx.models.positions import TURNS, attention_factor
+from lmx.models.sizes import resolve
 
-# What decides the logits; the rest (dtypes, remat, kernels, …) only computes them.
-FORM = (
-    *("vocab_size", "context_length", "width", "num_layers", "num_heads"),
-    *("num_kv_heads", "head_dim", "mlp_dim", "pattern", "window", "positions"),
-    *("rope_base", "rope_scaling", "rope_factor", "rope_original_length", "norm"),
-    *("norm_position", "norm_epsilon", "qk_norm", "mlp", "biases", "head"),
-    *("attention_softcap", "logit_softcap", "embedding_scale", "attention_scale"),
-    *("window_rope_base", "attention", "embedding_norm", "token_types"),
+# How a model is computed, trained or found; all else decides its logits.
+NOT_FORM = (
+    *("size", "init_from", "init_scale", "layer_loop", "remat", "kernels"),
+    *("param_dtype", "compute_dtype", "residual_dtype", "softmax_dtype"),
+    *("expert_capacity", "pooling"),
 )
+# What only mixtures of experts read.
+EXPERTS = (
+    *("num_experts", "experts_per_token", "expert_dim", "shared_experts", "router"),
+    *("router_scale", "expert_groups", "expert_groups_kept"),
+)
+FORM = [n for n in ModelConfig.__dataclass_fields__ if n not in NOT_FORM]
 
 
 def read_config(values: Mapping[str, Any], where: str) -> tuple[str, ModelConfig]:
@@ -40,44 +46,64 @@ def read_config(values: Mapping[str, Any], where: str) -> tuple[str, ModelConfig
     return str(name), dataclasses.replace(ModelConfig(), **options)
 
 
-def write_config(model: Architecture) -> tuple[str, dict[str, Any]]:
-    """Returns the family that expresses `model`, and its config.json.
+def write_config(
+    model: Architecture, family: str | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Returns a family that expresses `model`, and its config.json.
+
+    The named one is tried first: several may do, with tensors of other names.
 
     Raises:
       UserError: no family does; the option that the nearest one lacks is named.
     """
-    wanted = {name: getattr(model, name) for name in FORM}
     misfits: list[tuple[int, str]] = []
-    for name, family in FAMILIES.items():
+    for name in sorted(FAMILIES, key=lambda name: name != family):
         fields = {
             "model_type": name,
-            "architectures": [family.architecture],
-            **family.write(model),
+            "architectures": [FAMILIES[name].architecture],
+            **FAMILIES[name].write(model),
         }
-        _, back = read_config(fields, "export")
-        found = {key: getattr(back, key) for key in FORM}
-        found |= {
-            k: wanted[k] for k in ("num_kv_heads", "head_dim") if found[k] is None
-        }
-        wrong = [key for key in FORM if found[key] != wanted[key]]
-        wrong = [k for k in wrong if not _idle(k, model)]
-        if not wrong:
+        try:
+            back = resolve(read_config(fields, "export")[1])
+        except UserError:  # not a model of this kind at all
+            continue
+        lacks = [key for key in FORM if not _same(key, model, back)]
+        if not lacks:
             return name, fields
-        told = ", ".join(f"model.{key}={wanted[key]!r}" for key in wrong)
-        misfits.append((len(wrong), f"{name} has no {told}"))
+        told = ", ".join(f"model.{key}={getattr(model, key)!r}" for key in lacks)
+        misfits.append((len(lacks), f"{name} has no {told}"))
     raise UserError(f"no published format expresses this model: {min(misfits)[1]}")
 
 
-def _idle(key: str, m: Architecture) -> bool:
-    """Returns whether an option has no effect in this model."""
+def _same(key: str, m: Architecture, back: Architecture) -> bool:
+    """Returns whether an option is the same in both, or has no effect in `m`."""
+    if getattr(m, key) == getattr(back, key):
+        return True
+    kinds = layer_kinds(m)
     match key:
-        case "rope_base":
+        case "rope_attention_factor":
+            return attention_factor(m) == attention_factor(back)
+        case "rope_turns":
+            return m.rope_scaling not in TURNS or back.rope_turns == (
+                m.rope_turns or TURNS[m.rope_scaling]
+            )
+        case "rope_dim" | "rope_base" | "rope_scaling":
             return m.positions != "rope"
-        case "rope_scaling" | "rope_factor" | "rope_original_length":
+        case "rope_factor" | "rope_original_length":
             return m.positions != "rope" or m.rope_scaling is None
+        case "rope_short_factors" | "rope_long_factors":
+            return m.rope_scaling != "longrope"
         case "attention_scale":  # the default, spelled out
-            return m.attention_scale is None or m.attention_scale == m.head_dim**-0.5
+            default = m.head_dim**-0.5
+            return (m.attention_scale or default) == (back.attention_scale or default)
         case "window_rope_base" | "window":
             return "window" not in m.pattern
-        case _:
-            return False
+        case "kv_latent_dim" | "query_latent_dim" | "value_dim":
+            return "latent" not in m.pattern
+        case "pattern" | "ffns" | "dense_layers":
+            return kinds == layer_kinds(back)
+        case "mlp_dim":
+            return all(kind.ffn != "mlp" for kind in kinds)
+        case _ if key in EXPERTS:
+            return all(kind.ffn != "moe" for kind in kinds)
+    return False

@@ -107,6 +107,23 @@ class Fields:
         """Returns a number above 0, or None for a missing or null field."""
         return None if self._left.get(name) is None else self.real(name)
 
+    def flag(self, name: str) -> bool:
+        """Returns true or false, which it is where the field is missing."""
+        value = self.take(name, False)
+        if type(value) is not bool:
+            raise self.refusal(name, value, "true or false is due")
+        return value
+
+    def reals(self, name: str) -> tuple[float, ...]:
+        """Returns a list of finite numbers above 0."""
+        values = self.take(name)
+        fine = isinstance(values, list) and all(
+            type(v) in (int, float) and 0 < v < math.inf for v in values
+        )
+        if not fine:
+            raise self.refusal(name, values, "a list of numbers above 0 is due")
+        return tuple(float(v) for v in values)
+
     def each_layer(self, name: str, kind: type) -> list | None:
         """Returns a list with a value of `kind` for each layer, None if missing."""
         values = self.take(name)

@@ -21,8 +21,9 @@ from lmx.interop.gguf_file import GGUFFile
 from lmx.interop.gguf_tokenizer import tokenizer_json
 from lmx.interop.hf_config import read_config
 from lmx.interop.hf_families import FAMILIES
+from lmx.interop.hf_names import GPT2
 from lmx.interop.hf_tokenizer import make_tokenizer, read_tokenizer
-from lmx.interop.names import GPT2, Row
+from lmx.interop.names import Row
 from lmx.interop.safetensors_file import Safetensors
 from lmx.interop.sentence_files import read_pooling
 from lmx.interop.text_files import read_json
@@ -50,6 +51,7 @@ class Pretrained:
       source: its tensors.
       tokenizer: text ↔ ids.
       chat_template: the Jinja text that makes prompts of conversations, if it has one.
+      family: its `model_type`, if it has one.
     """
 
     where: Path
@@ -58,6 +60,7 @@ class Pretrained:
     source: Source
     tokenizer: Tokenizer
     chat_template: str | None
+    family: str | None = None
 
     def params(
         self, model: Architecture | None = None, like: Any = None
@@ -127,7 +130,7 @@ def _open_directory(folder: Path) -> Pretrained:
         ]
     tokenizer, template = read_tokenizer(folder, values)
     return _checked(
-        Pretrained(folder, _float32(config), rows, source, tokenizer, template)
+        Pretrained(folder, _float32(config), rows, source, tokenizer, template, family)
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,6 +13,7 @@ from lmx.core.schema import Architecture
 from lmx.models import kernels
 from lmx.models.linear import make_linear
 from lmx.models.norms import make_norm
+from lmx.models.parameters import parameter
 from lmx.models.positions import alibi_slopes
 
 NEVER = 2**30  # the position of a slot that was not written: later than any query
@@ -49,6 +49,12 @@ class Attention(nn.Module):
     config: Architecture
     mixer: str = "attention"
 
+    @staticmethod
+    def cache_planes(config: Architecture) -> dict[str, tuple[int, int]]:
+        """Returns what a cache keeps of a token: name → (heads, size of each)."""
+        shape = (config.num_kv_heads, config.head_dim)
+        return {"key": shape, "value": shape}
+
     @nn.compact
     def __call__(self, x_BLD, context: Context, cache=None, layer=None):
         c = self.config
@@ -61,13 +67,13 @@ class Attention(nn.Module):
             query_index = key_index = jnp.broadcast_to(index, x_BLD.shape[:2])
             segments = context.segments
         else:
-            cache = _write(cache, layer, context, key, value)
+            cache = write_cache(cache, layer, context, key=key, value=value)
             key, value = (
                 cache[name][layer].transpose(0, 2, 1, 3) for name in ("key", "value")
             )
             query = query.astype(key.dtype)
             query_index = context.positions
-            key_index = _slot_positions(query_index, context.segments, key.shape[1])
+            key_index = slot_positions(context, key.shape[1])
             segments = None
         out_BLNH = kernels.attention(
             query,
@@ -81,11 +87,8 @@ class Attention(nn.Module):
             causal=c.attention == "causal",
             window=c.window if self.mixer == "window" else None,
             softcap=c.attention_softcap,
-            alibi_slopes_N=(
-                jnp.asarray(alibi_slopes(c.num_heads))
-                if c.positions == "alibi"
-                else None
-            ),
+            sinks_N=self._sinks(),
+            alibi_slopes_N=slopes(c),
             softmax_dtype=jnp.dtype(c.softmax_dtype),
         )
         out_BLNH = nn.with_logical_constraint(
@@ -94,7 +97,7 @@ class Attention(nn.Module):
         out = make_linear(
             c,
             name="out",
-            bias=c.biases == "all",
+            bias=c.biases in ("attention", "all"),
             residual=True,
             inputs=(c.num_heads, c.head_dim),
             outputs=(c.width,),
@@ -114,7 +117,7 @@ class Attention(nn.Module):
             y = make_linear(
                 c,
                 name=name,
-                bias=c.biases in ("qkv", "all"),
+                bias=c.biases != "none",
                 inputs=(c.width,),
                 outputs=(heads, c.head_dim),
                 axes=("embed", axis, "head_dim"),
@@ -125,9 +128,23 @@ class Attention(nn.Module):
             projected.append(y)
         query, key, value = projected
         if self.mixer in context.angles:
-            rotate = partial(kernels.rotate, form=kernels.select_form(c.kernels))
-            query, key = (rotate(x, *context.angles[self.mixer]) for x in (query, key))
+            angles, form = context.angles[self.mixer], kernels.select_form(c.kernels)
+            query, key = (rotate_first(x, *angles, form=form) for x in (query, key))
         return query, key, value
+
+    def _sinks(self):
+        """Returns each head's score for attending to nothing, [N], if there is one."""
+        c = self.config
+        if c.attention_sinks is None:
+            return None
+        return parameter(
+            self,
+            "sinks",
+            shape=(c.num_heads,),
+            axes=("heads",),
+            init=nn.initializers.zeros,
+            dtype=jnp.dtype(c.param_dtype),
+        )
 
     def _normalised(self, y_BLNH, name: str):
         """Returns queries or keys normalised, head by head or all heads at once."""
@@ -140,33 +157,50 @@ class Attention(nn.Module):
         return norm(y_BLNH.reshape(*y_BLNH.shape[:2], -1)).reshape(y_BLNH.shape)
 
 
-def _write(cache, layer, context: Context, key_BLKH, value_BLKH):
-    """Returns the cache with the keys and values of tokens in the slots of positions.
+def slopes(config: Architecture):
+    """Returns the ALiBi slopes of the heads, [N], or None where there are none."""
+    if config.positions != "alibi":
+        return None
+    return jnp.asarray(alibi_slopes(config.num_heads))
+
+
+def rotate_first(x_BLNH, cos, sin, *, form: str):
+    """Returns x with its first dimensions turned, as many as the angles are for."""
+    R, H = cos.shape[-1], x_BLNH.shape[-1]
+    if R == H:
+        return kernels.rotate(x_BLNH, cos, sin, form=form)
+    turned = kernels.rotate(x_BLNH[..., :R], cos, sin, form=form)
+    return jnp.concatenate([turned, x_BLNH[..., R:]], axis=-1)
+
+
+def write_cache(cache, layer, context: Context, **planes):
+    """Returns the cache with `planes` [B, L, K, H] of tokens in the slots of positions.
 
     Slot = position mod slots. Tokens of segment 0 are dropped: in a ring they would
     take the slots of real ones.
     """
-    S = cache["key"].shape[3]
-    slots_BL = context.positions % S
-    if context.segments is not None:
-        slots_BL = jnp.where(context.segments == 0, S, slots_BL)
-    rows = jnp.arange(slots_BL.shape[0])[:, None, None]
-    heads = jnp.arange(key_BLKH.shape[2])
-    at = (layer, rows, heads, slots_BL[:, :, None])
-    new = {"key": key_BLKH, "value": value_BLKH}
-    return {
-        name: plane.at[at].set(new[name].astype(plane.dtype), mode="drop")
-        for name, plane in cache.items()
-    }
+    written = {}
+    for name, x_BLKH in planes.items():
+        plane = cache[name]
+        S = plane.shape[3]
+        slots_BL = context.positions % S
+        if context.segments is not None:
+            slots_BL = jnp.where(context.segments == 0, S, slots_BL)
+        rows = jnp.arange(slots_BL.shape[0])[:, None, None]
+        heads = jnp.arange(x_BLKH.shape[2])
+        at = (layer, rows, heads, slots_BL[:, :, None])
+        written[name] = plane.at[at].set(x_BLKH.astype(plane.dtype), mode="drop")
+    return written
 
 
-def _slot_positions(positions_BL, segments_BL, slots: int):
+def slot_positions(context: Context, slots: int):
     """Returns the position that each slot holds, int32 [B, S], or NEVER.
 
     A row is written without gaps, so a slot holds the latest position that falls on it.
     """
-    if segments_BL is not None:
-        positions_BL = jnp.where(segments_BL == 0, -1, positions_BL)
+    positions_BL = context.positions
+    if context.segments is not None:
+        positions_BL = jnp.where(context.segments == 0, -1, positions_BL)
     last_B1 = positions_BL.max(axis=1, keepdims=True)
     slot_S = jnp.arange(slots, dtype=jnp.int32)
     held_BS = last_B1 - (last_B1 - slot_S) % slots

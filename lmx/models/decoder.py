@@ -6,7 +6,9 @@ training never calls it on a whole batch.
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,10 +17,10 @@ import jax.numpy as jnp
 from lmx.core.schema import Architecture
 from lmx.models import kernels
 from lmx.models.attention import Context
-from lmx.models.block import Block
+from lmx.models.block import MIXERS, Block, Layer
 from lmx.models.norms import make_norm
 from lmx.models.parameters import parameter
-from lmx.models.positions import rotary_angles
+from lmx.models.positions import BY_LENGTH, document_lengths, rotary_angles
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -31,18 +33,18 @@ class Period(nn.Module):
     """The blocks of one repetition of the layer pattern: the body of the scan."""
 
     config: Architecture
-    pattern: tuple[str, ...]
+    pattern: tuple[Layer, ...]
 
     @nn.compact
     def __call__(self, carry, layer, context: Context):
         x_BLD, cache = carry
-        written = {}
-        for i, mixer in enumerate(self.pattern):
+        written, losses = {}, {}
+        for i, kind in enumerate(self.pattern):
             name = str(i)
             entry = None if cache is None else cache[name]
-            block = Block(self.config, mixer, name=name)
-            x_BLD, written[name] = block(x_BLD, context, entry, layer)
-        return (x_BLD, None if cache is None else written), None
+            block = Block(self.config, kind, name=name)
+            x_BLD, written[name], losses[name] = block(x_BLD, context, entry, layer)
+        return (x_BLD, None if cache is None else written), losses
 
 
 class Decoder(nn.Module):
@@ -53,34 +55,48 @@ class Decoder(nn.Module):
     documents apart. With `cache` (from `init_cache`) the keys and values of `tokens`
     are written at their positions, queries see all up to their own position, and
     the result is (hidden states, cache).
+    `lengths` (int32 [B]) are what the documents of the rows grow to, for rotary
+    scalings that go by it; by default they end where the tokens do. With
+    `mutable=["router"]`, router/losses are the means over layers of `RouterLosses`.
     """
 
     config: Architecture
 
     @nn.compact
-    def __call__(self, tokens_BL, *, positions=None, segment_ids=None, cache=None):
+    def __call__(
+        self,
+        tokens_BL,
+        *,
+        positions=None,
+        segment_ids=None,
+        cache=None,
+        lengths=None,
+    ):
         c = self.config
         assert cache is None or c.attention == "causal", c.attention
         if positions is None:
             row = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
             positions = jnp.broadcast_to(row, tokens_BL.shape)
-        angles = {}
-        if c.positions == "rope":
-            turned = sorted({*c.pattern} - {"nope"})
-            angles = {m: rotary_angles(positions, c, mixer=m) for m in turned}
-        context = Context(positions, segment_ids, angles)
+        context = Context(
+            positions, segment_ids, _angles(c, positions, segment_ids, lengths)
+        )
         x_BLD = self._embed(tokens_BL, positions)
-        written = {}
+        written: dict[str, Any] = {}
+        losses = []
         for name, pattern, repeats in stacks(c):
             carry = (x_BLD, None if cache is None else cache[name])
             if unrolled(c) and not self.is_initializing():
                 params = unstack(self.variables["params"][name], repeats)
-                carry = _unroll(c, pattern, params, carry, context)
+                carry, found = _unroll(c, pattern, params, carry, context)
             else:
                 layers = jnp.arange(repeats, dtype=jnp.int32)
                 stack = _scan(c, repeats)(c, pattern, name=name)
-                carry, _ = stack(carry, layers, context)
+                carry, found = stack(carry, layers, context)
             x_BLD, written[name] = carry
+            losses += [each for each in found.values() if each is not None]
+        if losses:  # each [repeats, B, L]
+            mean = jax.tree.map(lambda *x: jnp.concatenate(x).mean(axis=0), *losses)
+            self.sow("router", "losses", mean, reduce_fn=lambda _, new: new)
         if c.norm_position != "post":
             x_BLD = make_norm(c.norm, c, name="final_norm")(x_BLD)
         return x_BLD if cache is None else (x_BLD, written)
@@ -118,12 +134,47 @@ class Decoder(nn.Module):
         return nn.with_logical_constraint(x_BLD, ("batch", "length", "features"))
 
 
-def stacks(config) -> list[tuple[str, tuple[str, ...], int]]:
-    """Returns (name, layer pattern, repeats): whole periods, then what is left over."""
-    periods, left = divmod(config.num_layers, len(config.pattern))
-    whole = [("blocks", tuple(config.pattern), periods)] if periods else []
-    rest = [("tail", tuple(config.pattern[:left]), 1)] if left else []
-    return whole + rest
+def _angles(config: Architecture, positions_BL, segments_BL, lengths_B):
+    """Returns cos and sin for each mixer of the pattern that rotates."""
+    if config.positions != "rope":
+        return {}
+    lengths = None
+    if config.rope_scaling in BY_LENGTH:
+        lengths = (
+            document_lengths(positions_BL, segments_BL)
+            if lengths_B is None
+            else lengths_B[:, None]
+        )
+    rotate = partial(rotary_angles, positions_BL, config, lengths=lengths)
+    return {m: rotate(mixer=m) for m in sorted({*config.pattern} - {"nope"})}
+
+
+def layer_kinds(config) -> list[Layer]:
+    """Returns what each layer is made of."""
+    return [
+        Layer(
+            config.pattern[i % len(config.pattern)],
+            "mlp" if i < config.dense_layers else config.ffns[i % len(config.ffns)],
+        )
+        for i in range(config.num_layers)
+    ]
+
+
+def stacks(config) -> list[tuple[str, tuple[Layer, ...], int]]:
+    """Returns (name, layers of a period, repeats) of what is looped over, in order.
+
+    The dense layers come first, then whole periods, then what is left over.
+    """
+    kinds, first = layer_kinds(config), min(config.dense_layers, config.num_layers)
+    size = math.lcm(len(config.pattern), len(config.ffns))
+    periods, left = divmod(config.num_layers - first, size)
+    same = len(config.pattern) == 1
+    found = [
+        ("dense", tuple(kinds[: 1 if same else first]), first if same else 1),
+        ("blocks", tuple(kinds[first : first + size]), periods),
+        ("tail", tuple(kinds[config.num_layers - left :]), 1),
+    ]
+    return [(name, kinds, count) for name, kinds, count in found if kinds and count]
 
 
 def _scan(config: Architecture, repeats: int):
@@ -139,15 +190,17 @@ def _scan(config: Architecture, repeats: int):
 
 
 def _unroll(config: Architecture, pattern, params: list, carry, context: Context):
-    """Returns the carry after one `Period` for each of `params`.
+    """Returns the carry after one `Period` for each of `params`, and losses as a scan.
 
     Under its own jit a period is traced once for a call of this, not once a layer.
     """
     period = _body(config, prevent_cse=True)(config, pattern, parent=None)
     apply = jax.jit(period.apply)
+    losses = []
     for i, layer in enumerate(params):
-        carry, _ = apply({"params": layer}, carry, i, context)
-    return carry
+        carry, found = apply({"params": layer}, carry, i, context)
+        losses.append(found)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *losses)
 
 
 def _body(config: Architecture, *, prevent_cse: bool) -> type[nn.Module]:
@@ -189,24 +242,26 @@ def unrolled(config) -> bool:
 
 
 def init_cache(config, *, batch_size: int, length: int, piece: int, dtype=None):
-    """Returns an empty key/value cache: {stack: {i: {key, value: [n, B, K, S, H]}}}.
+    """Returns an empty cache: {stack: {i: {plane: [n, B, K, S, H]}}}.
 
-    It serves rows of up to `length` tokens, written at most `piece` at a time. A
-    'window' layer keeps no more slots than a piece and what its first query sees; they
-    are used in turn.
+    The planes of a layer, such as key and value, are what its mixer keeps. They serve
+    rows of up to `length` tokens, written at most `piece` at a time. A 'window' layer
+    has no more slots than a piece and what its first query sees; they are used in turn.
     """
     if kernels.select_form(config.kernels) == "cpu":
         # XLA's CPU compiler widens a whole bfloat16 plane to write one token to it.
         dtype = dtype or jnp.float32
     dtype = jnp.dtype(dtype or config.compute_dtype)
 
-    def plane(mixer: str, repeats: int):
+    def planes(mixer: str, repeats: int):
         slots = min(length, config.window + piece) if mixer == "window" else length
-        shape = (repeats, batch_size, config.num_kv_heads, slots, config.head_dim)
-        return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+        return {
+            plane: jnp.zeros((repeats, batch_size, heads, slots, size), dtype)
+            for plane, (heads, size) in MIXERS[mixer].cache_planes(config).items()
+        }
 
     return {
-        name: {str(i): plane(mixer, repeats) for i, mixer in enumerate(pattern)}
+        name: {str(i): planes(kind.mixer, repeats) for i, kind in enumerate(pattern)}
         for name, pattern, repeats in stacks(config)
     }
 

@@ -84,7 +84,7 @@ def _matmul(form, out_dtype, x, w):
 
 def _matmul_forward(form, out_dtype, x, w):
     rounded = w.astype(x.dtype)
-    y = _product(x, rounded, ((x.ndim - 1,), (0,)), out_dtype, form)
+    y = product(x, rounded, ((x.ndim - 1,), (0,)), out_dtype, form)
     # The empty slice remembers the type of `w` without keeping it alive.
     return y, (x, rounded, w[:0])
 
@@ -92,7 +92,7 @@ def _matmul_forward(form, out_dtype, x, w):
 def _matmul_backward(form, out_dtype, saved, dy):
     x, w, like_w = saved
     dy = dy.astype(x.dtype)
-    dx = _product(dy, w, ((x.ndim - 1,), (1,)), x.dtype, form)
+    dx = product(dy, w, ((x.ndim - 1,), (1,)), x.dtype, form)
     return dx, weight_gradient(x, dy, like_w.dtype, form)
 
 
@@ -108,13 +108,13 @@ def weight_gradient(
     """
     x_RI, dy_RO = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     if form == "xla":
-        return _product(x_RI, dy_RO, ((0,), (0,)), dtype, form)
+        return product(x_RI, dy_RO, ((0,), (0,)), dtype, form)
     if x.shape[-1] <= dy.shape[-1]:
-        return _product(_turn(x), dy_RO, ((1,), (0,)), dtype, form)
-    return _product(_turn(dy), x_RI, ((1,), (0,)), dtype, form).T
+        return product(_turn(x), dy_RO, ((1,), (0,)), dtype, form)
+    return product(_turn(dy), x_RI, ((1,), (0,)), dtype, form).T
 
 
-def _product(a, b, contract, dtype: DTypeLike, form: str) -> jax.Array:
+def product(a, b, contract, dtype: DTypeLike, form: str) -> jax.Array:
     """Returns the product of `a` and `b` over the axes `contract`, without batches."""
     y = lax.dot_general(a, b, (contract, ((), ())), preferred_element_type=jnp.float32)
     y = y.astype(dtype)
@@ -179,7 +179,7 @@ def _quarter_turn(x: jax.Array, form: str) -> jax.Array:
         x = x.astype(jnp.float32)
         return jnp.concatenate([-x[..., half:], x[..., :half]], axis=-1)
     turn = jnp.asarray(np.kron([[0, 1], [-1, 0]], np.eye(half)), x.dtype)
-    return _product(x, turn, ((x.ndim - 1,), (0,)), jnp.float32, form)
+    return product(x, turn, ((x.ndim - 1,), (0,)), jnp.float32, form)
 
 
 def rms_norm(
@@ -230,6 +230,7 @@ def attention(
     causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
+    sinks_N: jax.Array | None = None,
     alibi_slopes_N: jax.Array | None = None,
     softmax_dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
@@ -239,7 +240,9 @@ def attention(
     (i - window, i] of its own segment, and unless `causal` up to i + window; segment 0
     is padding and sees nothing. A query that sees no key gives zeros. Scores are scaled
     by 1/sqrt(H), then capped to softcap·tanh(s/softcap), then biased by
-    -slope·|key index - query index|.
+    -slope·|key index - query index|. `sinks_N` are scores of a key that everyone sees
+    and that has no value (gpt-oss, after Xiao et al. 2023, arXiv:2309.17453). Values
+    may be of another size than H; the result then has theirs.
     """
     distance_BLS = key_index_BS[:, None, :] - query_index_BL[:, :, None]
     mask_BLS = distance_BLS <= 0 if causal else jnp.ones_like(distance_BLS, bool)
@@ -248,7 +251,8 @@ def attention(
     if query_segments_BL is not None and key_segments_BS is not None:
         mask_BLS &= query_segments_BL[:, :, None] == key_segments_BS[:, None, :]
         mask_BLS &= query_segments_BL[:, :, None] != 0
-    plain = softcap is None and alibi_slopes_N is None and q_BLNH.shape[1] > 1
+    plain = softcap is None and alibi_slopes_N is None and sinks_N is None
+    plain &= q_BLNH.shape[1] > 1
     if form == "cpu" and plain and jnp.dtype(softmax_dtype) == jnp.float32:
         return _attention_cpu(q_BLNH, k_BSKH, v_BSKH, mask_BLS)
 
@@ -260,14 +264,17 @@ def attention(
     if alibi_slopes_N is not None:
         slopes_KG11 = alibi_slopes_N.reshape(K, N // K, 1, 1).astype(softmax_dtype)
         s_BKGLS -= slopes_KG11 * jnp.abs(distance_BLS)[:, None, None]
-    p_BKGLS = _softmax(s_BKGLS, mask_BLS[:, None, None]).astype(v_BSKH.dtype)
+    sinks = None
+    if sinks_N is not None:
+        sinks = sinks_N.astype(softmax_dtype).reshape(K, N // K, 1, 1)
+    p_BKGLS = _softmax(s_BKGLS, mask_BLS[:, None, None], sinks).astype(v_BSKH.dtype)
     if form == "cpu":
         p = p_BKGLS.reshape(B * K, -1, S)
         return _heads(_batched("zms,zsh->zmh", p, _rows(v_BSKH, K), q_BLNH.dtype), B, L)
     o_BLKGH = jnp.einsum(
         "BKGLS,BSKH->BLKGH", p_BKGLS, v_BSKH, preferred_element_type=jnp.float32
     )
-    return o_BLKGH.reshape(B, L, N, H).astype(q_BLNH.dtype)
+    return o_BLKGH.reshape(B, L, N, -1).astype(q_BLNH.dtype)
 
 
 def _scores(q_BLNH, k_BSKH, form: str) -> jax.Array:
@@ -284,11 +291,18 @@ def _scores(q_BLNH, k_BSKH, form: str) -> jax.Array:
     )
 
 
-def _softmax(scores: jax.Array, mask: jax.Array) -> jax.Array:
-    """Returns the softmax over the last axis where `mask` holds; empty rows give 0."""
+def _softmax(scores: jax.Array, mask: jax.Array, sinks=None) -> jax.Array:
+    """Returns the softmax over the last axis where `mask` holds; empty rows give 0.
+
+    `sinks` are scores of one more entry, which is left out of the result.
+    """
     scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    p = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    peak = scores.max(axis=-1, keepdims=True)
+    peak = lax.stop_gradient(peak if sinks is None else jnp.maximum(peak, sinks))
+    p = jnp.exp(scores - peak)
     total = p.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total += jnp.exp(sinks - peak)
     return p / jnp.where(mask.any(axis=-1, keepdims=True), total, jnp.inf)
 
 
@@ -323,12 +337,27 @@ def _attention_cpu_backward(saved, dout_BLNH):
     dv = _batched("zhm,zms->zhs", _columns(dout_BLNH, K), p, v_BSKH.dtype)
 
     def unturn(x):
-        return x.reshape(B, K, H, S).transpose(0, 3, 1, 2)
+        return x.reshape(B, K, -1, S).transpose(0, 3, 1, 2)
 
     return _heads(dq, B, L), unturn(dk), unturn(dv), None
 
 
 _attention_cpu.defvjp(_attention_cpu_forward, _attention_cpu_backward)
+
+
+def einsum(subscripts: str, x: jax.Array, w: jax.Array, *, form: str) -> jax.Array:
+    """Returns the product of `x` and `w`, which has a batch axis, in the type of `x`.
+
+    It accumulates in float32. On CPU operands are float32: some bfloat16 products with
+    batches compile and then fail at run time.
+    """
+    dtype = jnp.float32 if form == "cpu" else x.dtype
+    return jnp.einsum(
+        subscripts,
+        x.astype(dtype),
+        w.astype(dtype),
+        preferred_element_type=jnp.float32,
+    ).astype(x.dtype)
 
 
 def _batched(subscripts: str, a, b, dtype: DTypeLike, scale: float = 1.0) -> jax.Array:

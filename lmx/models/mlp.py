@@ -16,17 +16,29 @@ from lmx.models.linear import make_linear
 
 
 class Activation(NamedTuple):
-    """An elementwise function, and whether it gates a second projection."""
+    """An elementwise function of `up`, or of `gate` and `up` where it is gated."""
 
-    function: Callable[[jnp.ndarray], jnp.ndarray]
+    function: Callable[..., jnp.ndarray]
     gated: bool
 
 
+def gelu(x: jnp.ndarray) -> jnp.ndarray:
+    """Returns GELU in its tanh form (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def clamped_silu_gate(gate: jnp.ndarray, up: jnp.ndarray) -> jnp.ndarray:
+    """Returns gate · σ(1.702 gate) · (up + 1), both cut off at 7 (gpt-oss)."""
+    gate, up = jnp.minimum(gate, 7.0), jnp.clip(up, -7.0, 7.0)
+    return gate * jax.nn.sigmoid(1.702 * gate) * (up + 1)
+
+
 MLPS = {
-    "gelu": Activation(lambda x: jax.nn.gelu(x, approximate=True), gated=False),
+    "gelu": Activation(gelu, gated=False),
     "gelu_exact": Activation(lambda x: jax.nn.gelu(x, approximate=False), gated=False),
-    "gelu_gated": Activation(lambda x: jax.nn.gelu(x, approximate=True), gated=True),
-    "silu_gated": Activation(jax.nn.silu, gated=True),
+    "gelu_gated": Activation(lambda gate, up: gelu(gate) * up, gated=True),
+    "silu_gated": Activation(lambda gate, up: jax.nn.silu(gate) * up, gated=True),
+    "silu_clamped_gated": Activation(clamped_silu_gate, gated=True),
     "relu_squared": Activation(lambda x: jnp.square(jax.nn.relu(x)), gated=False),
 }
 
@@ -40,6 +52,7 @@ class MLP(nn.Module):
     """
 
     config: Architecture
+    hidden_dim: int
 
     @nn.compact
     def __call__(self, x_BLD: jnp.ndarray) -> jnp.ndarray:
@@ -50,7 +63,7 @@ class MLP(nn.Module):
             make_linear,
             c,
             inputs=(c.width,),
-            outputs=(c.mlp_dim,),
+            outputs=(self.hidden_dim,),
             axes=("embed", "mlp"),
             bias=bias,
         )
@@ -58,7 +71,7 @@ class MLP(nn.Module):
         hidden = into(name="up")(x_BLD).astype(jnp.float32)
         if activation.gated:
             gate = into(name="gate")(x_BLD).astype(jnp.float32)
-            hidden = activation.function(gate) * hidden
+            hidden = activation.function(gate, hidden)
         else:
             hidden = activation.function(hidden)
         hidden = hidden.astype(c.compute_dtype)
@@ -68,7 +81,7 @@ class MLP(nn.Module):
             name="down",
             bias=bias,
             residual=True,
-            inputs=(c.mlp_dim,),
+            inputs=(self.hidden_dim,),
             outputs=(c.width,),
             axes=("mlp", "embed"),
         )(hidden)

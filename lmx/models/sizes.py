@@ -1,4 +1,4 @@
-"""From a parameter budget to a shape, and from a shape to a parameter count.
+"""From a parameter budget to a shape, and from a shape to all its numbers.
 
 Pure arithmetic: it needs no JAX, so `lmx config show` can print a shape at once.
 """
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from lmx.core.errors import UserError
 from lmx.core.schema import Architecture, ModelConfig
+from lmx.models.checks import check
+from lmx.models.counting import parameter_count
 
 # Finer where models are small; heads of 64 stay a power of two times a small number.
 WIDTHS = (
@@ -28,6 +30,8 @@ DERIVED = (
     "num_kv_heads",
     "head_dim",
     "mlp_dim",
+    "expert_dim",
+    "value_dim",
 )
 UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
@@ -58,7 +62,7 @@ def resolve(config: ModelConfig, vocab_size: int | None = None) -> Architecture:
         architecture = _fit(config, parse_size(config.size))
     else:
         architecture = _fill(config, *shape)
-    _check(architecture, heads_divide=config.head_dim is None)
+    check(architecture, heads_divide=config.head_dim is None)
     return architecture
 
 
@@ -92,6 +96,8 @@ def _fill(c: ModelConfig, width, num_layers, num_heads) -> Architecture:
         "mlp_dim": c.mlp_dim
         or (64 * math.ceil(width * 8 / 3 / 64) if gated else 4 * width),
     }
+    values["expert_dim"] = c.expert_dim or values["mlp_dim"]
+    values["value_dim"] = c.value_dim or values["head_dim"] - (c.rope_dim or 0)
     return Architecture(**values)
 
 
@@ -160,108 +166,3 @@ def _heads(c: ModelConfig, width: int) -> int | None:
     options = [n for n in options if n % (c.num_kv_heads or 1) == 0]
     ideal = width / (64 if width >= 256 else 32)
     return min(options, key=lambda n: abs(math.log(n / ideal)), default=None)
-
-
-def parameter_count(c: Architecture) -> int:
-    """Returns the number of parameters of a filled-in config, in closed form."""
-    linear_bias, qkv_bias = c.biases == "all", c.biases in ("qkv", "all")
-    norm = c.width * (2 if c.norm == "layernorm" and linear_bias else 1)
-    heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    attention = c.width * (2 * heads + 2 * kv_heads)
-    attention += (heads + 2 * kv_heads) * qkv_bias + c.width * linear_bias
-    if c.qk_norm == "rmsnorm_all_heads":
-        attention += heads + kv_heads
-    elif c.qk_norm:
-        attention += (
-            2 * c.head_dim * (2 if c.qk_norm == "layernorm" and linear_bias else 1)
-        )
-    ups = 2 if c.mlp.endswith("_gated") else 1
-    mlp = (ups + 1) * c.width * c.mlp_dim + (ups * c.mlp_dim + c.width) * linear_bias
-    tables = c.vocab_size * c.width * (1 if c.head == "tied" else 2)
-    tables += c.context_length * c.width if c.positions == "learned" else 0
-    tables += (c.token_types or 0) * c.width
-    if c.embedding_norm:
-        tables += c.width * (
-            2 if c.embedding_norm == "layernorm" and linear_bias else 1
-        )
-    final = norm if c.norm_position != "post" else 0
-    norms = (4 if c.norm_position == "both" else 2) * norm
-    return tables + c.num_layers * (attention + mlp + norms) + final
-
-
-def _check(c: Architecture, *, heads_divide: bool) -> None:
-    """Raises a `UserError` for a shape that no model can have.
-
-    Heads whose size was set need not divide the width (`heads_divide`).
-    """
-    for name in ("attention_softcap", "logit_softcap"):
-        cap = getattr(c, name)
-        if cap is not None and not cap > 0:
-            raise UserError(f"model.{name}={cap} must be above 0, or None for no cap")
-    if c.token_types is not None and c.token_types < 1:
-        raise UserError(
-            f"model.token_types={c.token_types} must be at least 1, or None"
-        )
-    for name in ("embedding_scale", "attention_scale", "window_rope_base"):
-        value = getattr(c, name)
-        if value is not None and not value > 0:
-            raise UserError(f"model.{name}={value} must be above 0, or None")
-    if heads_divide and c.width % c.num_heads:
-        divisors = [n for n in range(1, c.width + 1) if c.width % n == 0]
-        near = min(divisors, key=lambda n: abs(n - c.num_heads))
-        raise UserError(
-            f"model.num_heads={c.num_heads} does not divide model.width={c.width}; "
-            f"nearest that does: {near}, or set model.head_dim"
-        )
-    if c.num_heads % c.num_kv_heads:
-        raise UserError(
-            f"model.num_kv_heads={c.num_kv_heads} does not divide "
-            f"model.num_heads={c.num_heads}"
-        )
-    if c.positions == "rope" and c.head_dim % 2:
-        raise UserError(
-            f"model.head_dim={c.head_dim} must be even for model.positions='rope'"
-        )
-    if c.rope_scaling == "llama3" and (c.rope_original_length or 0) < 1:
-        raise UserError(
-            f"model.rope_original_length={c.rope_original_length} must be the context "
-            "before scaling: model.rope_scaling is 'llama3'"
-        )
-    if not c.rope_factor > 0:
-        raise UserError(f"model.rope_factor={c.rope_factor} must be above 0")
-    if not c.pattern:
-        raise UserError("model.pattern=() names no mixer; write ('attention',)")
-    if "window" in c.pattern and (c.window is None or c.window < 1):
-        raise UserError(
-            f"model.window={c.window} must be at least 1: model.pattern has 'window'"
-        )
-
-
-def check_causal(c: ModelConfig, what: str) -> None:
-    """Raises a `UserError` unless `c` can do `what`, which predicts tokens."""
-    if c.attention != "causal":
-        raise UserError(
-            f"model.attention={c.attention!r} sees the tokens that it would have to "
-            f"predict: {what} needs 'causal'; lmx embed is what this model is for"
-        )
-
-
-def flops_per_token(c: Architecture) -> float:
-    """Returns the FLOPs of one training step per token, as MFU counts them.
-
-    6 per parameter that multiplies, and 12 · layers · heads · head size · context for
-    attention without the saving of causality (Chowdhery et al. 2022, arXiv:2204.02311,
-    appendix B). A window shortens the context of its layers.
-    """
-    tables = c.vocab_size * c.width * (0 if c.head == "tied" else 1)
-    tables += c.context_length * c.width if c.positions == "learned" else 0
-    tables += (c.token_types or 0) * c.width
-    window = c.window or c.context_length
-    window = window if c.attention == "causal" else 2 * window - 1
-    seen = [
-        min(c.context_length, window)
-        if c.pattern[i % len(c.pattern)] == "window"
-        else c.context_length
-        for i in range(c.num_layers)
-    ]
-    return 6 * (parameter_count(c) - tables) + 12 * c.num_heads * c.head_dim * sum(seen)

@@ -1,4 +1,4 @@
-"""The mesh: all devices as a grid of (data, fsdp, tensor)."""
+"""The mesh: all devices as a grid of (data, fsdp, expert, tensor)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 from lmx.core.errors import UserError
 from lmx.core.schema import ParallelConfig
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "expert", "tensor")
 
 
 def make_mesh(config: ParallelConfig, devices: Sequence | None = None) -> Mesh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,7 +35,9 @@ class Partition:
     @property
     def batch_parts(self) -> int:
         """The number of parts that the rows of a batch are spread over."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        axes = self.rules["batch"]
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        return math.prod(self.mesh.shape[axis] for axis in names)
 
     def check(self, boxed_params: Any, batch_size: int) -> None:
         """Raises a `UserError` if the mesh divides not every parameter or the batch."""
@@ -43,7 +46,7 @@ class Partition:
             raise UserError(
                 f"{batch_size} rows per micro-batch (data.batch_size / "
                 f"optim.accumulate_steps) do not divide over {parts} devices "
-                f"(parallel.data · parallel.fsdp); nearest that do: "
+                f"(parallel.data · fsdp · expert); nearest that do: "
                 f"{max(1, round(batch_size / parts)) * parts}"
             )
         named = flatten_with_names(nn.meta.unbox(boxed_params))

@@ -12,9 +12,10 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 
 # fsdp splits every parameter along its width (ZeRO-3, Rajbhandari et al. 2019,
 # arXiv:1910.02054); tensor splits heads and hidden units (Shoeybi et al. 2019,
-# arXiv:1909.08053).
+# arXiv:1909.08053); expert splits experts (Lepikhin et al. 2020, arXiv:2006.16668).
 DEFAULT: Rules = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
+    "expert_batch": ("data", "fsdp"),  # rows while "expert" splits their experts
     "length": None,
     "features": None,
     "layers": None,
@@ -26,6 +27,9 @@ DEFAULT: Rules = {
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
+    "experts": "expert",
+    "router": None,
+    "latent": None,
 }
 RULES: dict[str, Rules] = {"default": DEFAULT}
 

@@ -48,7 +48,7 @@ def import_model(source: str, folder: Path, *, dtype: DType = "float32") -> None
     from lmx.core.workdir import claim, write_atomic
     from lmx.interop.parity import parity
     from lmx.interop.pretrained import open_pretrained
-    from lmx.models.sizes import parameter_count
+    from lmx.models.counting import parameter_count
     from lmx.training.checkpoints import Checkpoints
 
     pretrained = open_pretrained(source)
@@ -66,6 +66,7 @@ def import_model(source: str, folder: Path, *, dtype: DType = "float32") -> None
             "lmx": __version__,
             "tokenizer": pretrained.tokenizer.fingerprint,
             "imported": str(source),
+            "family": pretrained.family,
         }
         pretrained.tokenizer.save(folder / "tokenizer")
         if pretrained.chat_template is not None:

@@ -88,7 +88,7 @@ def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: S
 
 def _parts(experiment, checkpoints, metrics, progress, preemption, watch):
     """Returns what the loop calls, made from the experiment."""
-    from lmx.models.sizes import flops_per_token
+    from lmx.models.counting import flops_per_token
     from lmx.parallel.devices import peak_flops
     from lmx.training.loop import Parts
     from lmx.training.schedules import make_schedule
@@ -252,7 +252,7 @@ def check_data(experiment, facts: Mapping[str, Any]) -> None:
 
 def describe(experiment, say: Say) -> None:
     """Says what is about to be trained, on what."""
-    from lmx.models.sizes import parameter_count
+    from lmx.models.counting import parameter_count
 
     config, mesh = experiment.config, experiment.partition.mesh
     model, data = experiment.model, config.data

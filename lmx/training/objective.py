@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from lmx.core.schema import Architecture, ObjectiveConfig
 from lmx.inputs.batch import Batch
+from lmx.models.checks import check_causal
 from lmx.models.decoder import Decoder, head_matrix
 from lmx.models.kernels import select_form
-from lmx.models.sizes import check_causal
+from lmx.models.moe import RouterLosses
 from lmx.training.losses import cross_entropy
 
 
@@ -42,7 +43,7 @@ class Objective(Protocol):
 
 class NextToken:
     """Cross-entropy of the next token, plus z_loss · log²Z (Chowdhery et al. 2022,
-    arXiv:2204.02311, section 5).
+    arXiv:2204.02311, section 5), plus the losses of routers where there are any.
     """
 
     def __init__(self, model: Architecture, config: ObjectiveConfig):
@@ -52,11 +53,13 @@ class NextToken:
         self.decoder = Decoder(model)
 
     def __call__(self, params: Any, batch: Batch) -> Losses:
-        hidden_BLD: Any = self.decoder.apply(
+        hidden_BLD: Any
+        hidden_BLD, sown = self.decoder.apply(
             {"params": params},
             batch.tokens,
             positions=batch.positions,
             segment_ids=batch.segment_ids,
+            mutable=["router"],
         )
         dtype = jnp.dtype(self.model.compute_dtype)
         nll_T, log_z_T = cross_entropy(
@@ -70,7 +73,13 @@ class NextToken:
         nll_BL = nll_T.reshape(batch.targets.shape)
         penalty_BL = jnp.square(log_z_T).reshape(batch.targets.shape)
         values_BL = nll_BL + self.config.z_loss * penalty_BL
-        return Losses(values_BL, batch.loss_weights, {"loss": nll_BL})
+        metrics = {"loss": nll_BL}
+        if sown:
+            router: RouterLosses = sown["router"]["losses"]
+            values_BL += self.config.load_balance_loss * router.balance
+            values_BL += self.config.router_z_loss * router.z
+            metrics["load_balance"] = router.balance
+        return Losses(values_BL, batch.loss_weights, metrics)
 
 
 OBJECTIVES = {"next_token": NextToken}

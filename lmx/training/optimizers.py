@@ -31,9 +31,10 @@ Params: TypeAlias = Any
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 MatrixAxes: TypeAlias = optax.contrib.MuonDimensionNumbers
 
-_STACKED = re.compile(r"(^|/)(blocks|tail)/")
-_MATRIX = re.compile(r"(^|/)(blocks|tail)/(.*/)?kernel$")
-_INTO_HEADS = re.compile(r"(^|/)(query|key|value)/kernel$")
+_STACKED = re.compile(r"(^|/)(dense|blocks|tail)/")
+_MATRIX = re.compile(r"(^|/)(dense|blocks|tail)/(.*/)?kernel$")
+_INTO_HEADS = re.compile(r"(^|/)(query(_up)?(_rope|_nope)?|key|value)/kernel$")
+_EXPERTS = re.compile(r"(^|/)experts_(gate|up|down)/kernel$")
 # Adafactor factors a matrix only where both sides reach this (Shazeer, 1804.04235,
 # as in optax); smaller ones would save nothing.
 _FACTOR_FROM = 128
@@ -45,12 +46,15 @@ def matrix_axes(name: str, rank: int) -> MatrixAxes | None:
     Kernels are `[layers, in, out]`; `query`, `key` and `value` may be
     `[layers, D, N, H]` and the projection back `[layers, N, H, D]`. Heads and head size
     count as one axis: Muon was measured on whole projections, query, key and value
-    apart (Jordan, 2024; Liu et al., 2502.16982). The axis of layers is in neither.
+    apart (Jordan, 2024; Liu et al., 2502.16982). Experts are `[layers, E, in, out]`.
+    The axes of layers and experts are in neither.
     """
     if not _MATRIX.search(name):
         return None
     if rank == 3:
         return MatrixAxes(reduction_axis=(1,), output_axis=(2,))
+    if rank == 4 and _EXPERTS.search(name):
+        return MatrixAxes(reduction_axis=(2,), output_axis=(3,))
     if rank == 4 and _INTO_HEADS.search(name):
         return MatrixAxes(reduction_axis=(1,), output_axis=(2, 3))
     if rank == 4:

@@ -37,6 +37,32 @@ VARIANTS = {
         "norm_position": "post",
     },
     "scan": {"layer_loop": "scan", "num_layers": 3, "pattern": PATTERN},
+    "experts": {
+        "ffns": ("mlp", "moe"),
+        "num_experts": 4,
+        "expert_dim": 16,
+        "dense_layers": 1,
+        "num_layers": 4,
+        "layer_loop": "scan",
+    },
+    "latent": {
+        "pattern": ("latent",),
+        "head_dim": 12,
+        "rope_dim": 4,
+        "kv_latent_dim": 10,
+        "query_latent_dim": 14,
+        "ffns": ("moe",),
+        "num_experts": 4,
+        "expert_dim": 16,
+        "shared_experts": 1,
+        "router": "sigmoid",
+    },
+    "sinks": {"attention_sinks": "learned", "rope_dim": 4, "sublayers": "parallel"},
+    "yarn": {
+        "rope_scaling": "yarn",
+        "rope_factor": 4.0,
+        "rope_original_length": 12,
+    },
 }
 
 

@@ -18,7 +18,7 @@ from lmx.core.errors import DONE, USAGE, UserError
 from lmx.core.schema import ObjectiveConfig
 from lmx.generate.embedding import embed
 from lmx.interop.hf_config import read_config, write_config
-from lmx.interop.names import BERT
+from lmx.interop.hf_names import BERT
 from lmx.interop.parity import parity
 from lmx.interop.pretrained import open_pretrained
 from lmx.interop.safetensors_file import Safetensors

@@ -297,7 +297,7 @@ def test_an_unknown_dtype_or_format_is_refused(tmp_path, ours, to, dtype, messag
     [
         ("positions", "alibi"),
         ("mlp", "relu_squared"),
-        ("biases", "all"),
+        ("sublayers", "parallel"),
         ("qk_norm", "layernorm"),
     ],
 )

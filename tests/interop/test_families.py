@@ -47,6 +47,25 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 ENCODERS = ("bert",)  # tried in test_encoder.py
+NEOX = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 12,
+}
+FEW = {"num_experts_per_tok": 2}
+LATENT = {
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 10,
+    "n_routed_experts": 6,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 2,
+    "num_key_value_heads": 4,
+}
 CASES = {
     "gpt2": (
         "GPT2",
@@ -115,6 +134,96 @@ CASES = {
             "final_logit_softcapping": None,
         },
     ),
+    "llama_biases": ("Llama", {**SMALL, "attention_bias": True, "mlp_bias": True}),
+    "llama_dynamic": (
+        "Llama",
+        {
+            **SMALL,
+            "max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 500.0,
+                "factor": 3.0,
+            },
+        },
+    ),
+    "qwen2_yarn": ("Qwen2", {**SMALL, "rope_parameters": YARN}),
+    "qwen3_biases": ("Qwen3", {**SMALL, "head_dim": 16, "attention_bias": True}),
+    "phi3": ("Phi3", {**SMALL, "sliding_window": 8, "partial_rotary_factor": 0.5}),
+    "phi3_longrope": (
+        "Phi3",
+        {
+            **SMALL,
+            "hidden_size": 48,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 500.0,
+                "short_factor": [1.0, 1.1, 1.2, 1.5, 1.6, 1.7],
+                "long_factor": [1.5, 2.0, 3.0, 4.0, 5.0, 7.0],
+            },
+        },
+    ),
+    "gptneox": ("GPTNeoX", NEOX),
+    "gptneox_sequential": (
+        "GPTNeoX",
+        {**NEOX, "use_parallel_residual": False, "hidden_act": "gelu_new"},
+    ),
+    "mixtral": (
+        "Mixtral",
+        {**SMALL, "num_local_experts": 4, "sliding_window": 8, **FEW},
+    ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {
+            **SMALL,
+            "head_dim": 16,
+            "num_experts": 5,
+            "moe_intermediate_size": 24,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": True,
+            **FEW,
+        },
+    ),
+    "olmoe": ("Olmoe", {**SMALL, "num_experts": 5, **FEW}),
+    "gpt_oss": (
+        "GptOss",
+        {
+            **SMALL,
+            "head_dim": 16,
+            "num_local_experts": 5,
+            "sliding_window": 8,
+            "rope_parameters": {**YARN, "truncate": False},
+            **FEW,
+        },
+    ),
+    "deepseek_v2": ("DeepseekV2", {**SMALL, **LATENT, "q_lora_rank": None, **FEW}),
+    "deepseek_v2_groups": (
+        "DeepseekV2",
+        {
+            **SMALL,
+            **LATENT,
+            "q_lora_rank": 20,
+            "topk_method": "group_limited_greedy",
+            "n_group": 3,
+            "topk_group": 2,
+            "routed_scaling_factor": 1.5,
+            "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.9},
+            **FEW,
+        },
+    ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        {
+            **SMALL,
+            **LATENT,
+            "q_lora_rank": 20,
+            "n_group": 3,
+            "topk_group": 2,
+            "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+            **FEW,
+        },
+    ),
 }
 
 
@@ -157,47 +266,51 @@ def reference_logits(model, tokens, **inputs):
     return result.logits.float().numpy()
 
 
-def our_logits(pretrained, params, tokens, **inputs):
+@pytest.fixture(scope="module")
+def score(published):
+    """The function (tokens, segments, positions) → our logits, compiled once."""
+    pretrained = open_pretrained(published[0])
+    params, shape = pretrained.params(), jax.ShapeDtypeStruct((2, LENGTH), jnp.int32)
+
     @jax.jit
-    def run(params, tokens):
-        hidden = Decoder(pretrained.model).apply({"params": params}, tokens, **inputs)
+    def run(params, tokens, segments, positions):
+        hidden = Decoder(pretrained.model).apply(
+            {"params": params}, tokens, positions=positions, segment_ids=segments
+        )
         return head_logits(pretrained.model, params, hidden)
 
-    return np.asarray(run(params, jnp.asarray(tokens)))
+    compiled = run.lower(params, shape, shape, shape).compile(
+        compiler_options={"xla_backend_optimization_level": 0}
+    )
+    return lambda *rows: np.asarray(
+        compiled(params, *(r.astype("int32") for r in rows))
+    )
 
 
 def tokens_of(shape, seed=0):
     return np.random.default_rng(seed).integers(3, VOCAB, shape)
 
 
-def test_logits_are_those_of_transformers(published):
-    folder, model = published
-    pretrained = open_pretrained(folder)
-    params, tokens = pretrained.params(), tokens_of((2, LENGTH))
-    expected = reference_logits(model, tokens)
-    got = our_logits(pretrained, params, tokens)
+def test_logits_are_those_of_transformers(published, score):
+    tokens = tokens_of((2, LENGTH))
+    expected = reference_logits(published[1], tokens)
+    positions = np.broadcast_to(np.arange(LENGTH), tokens.shape)
+    got = score(tokens, np.ones_like(tokens), positions)
     assert np.abs(expected).max() > 1
     np.testing.assert_allclose(got, expected, atol=1e-4, rtol=0)
 
 
-def test_packed_documents_have_the_logits_that_they_have_alone(published):
-    folder, model = published
-    pretrained = open_pretrained(folder)
-    first, second = tokens_of((1, 11)), tokens_of((1, 20), seed=1)
-    tokens = np.concatenate([first, second, np.zeros((1, 4), int)], axis=1)
-    segments = np.repeat([1, 2, 0], [11, 20, 4])[None].astype(np.int32)
-    positions = np.concatenate([np.arange(n) for n in (11, 20, 4)])[None]
-    got = our_logits(
-        pretrained,
-        pretrained.params(),
-        tokens,
-        segment_ids=jnp.asarray(segments),
-        positions=jnp.asarray(positions, jnp.int32),
-    )
-    for part, document in ((slice(0, 11), first), (slice(11, 31), second)):
-        np.testing.assert_allclose(
-            got[:, part], reference_logits(model, document), atol=1e-4, rtol=0
-        )
+def test_packed_documents_have_the_logits_that_they_have_alone(published, score):
+    model, rows = published[1], ((11, 20), (30, 7))
+    tokens = tokens_of((2, LENGTH), seed=1)
+    sizes = [(*row, LENGTH - sum(row)) for row in rows]
+    segments = np.stack([np.repeat([1, 2, 0], row) for row in sizes])
+    positions = np.stack([np.concatenate([*map(np.arange, row)]) for row in sizes])
+    got = score(tokens, segments, positions)
+    for i, (first, second) in enumerate(rows):
+        for part in (slice(0, first), slice(first, first + second)):
+            expected = reference_logits(model, tokens[i : i + 1, part])[0]
+            np.testing.assert_allclose(got[i, part], expected, atol=1e-4, rtol=0)
 
 
 def test_what_is_exported_is_the_model_tensor_for_tensor(published, tmp_path):
@@ -223,11 +336,15 @@ def test_greedy_text_is_that_of_transformers(published):
     prompts = [tokens_of(n, seed=n).tolist() for n in (3, 9, 17)]
     from lmx.generate.sampling import SamplingConfig
 
-    sampling = SamplingConfig(temperature=0, max_new_tokens=20)
+    # transformers begins anew where 'longrope' passes the original length, at 16 here.
+    new = 5 if lm.model.rope_scaling == "longrope" else 20
+    sampling = SamplingConfig(temperature=0, max_new_tokens=new)
     done = lm._generator.generate(prompts, sampling)
     for prompt, result in zip(prompts, done, strict=True):
+        # 'dynamic' keeps the longest length it saw until it sees a short text.
+        reference_logits(model, [[3]])
         out = model.generate(
-            torch.tensor([prompt]), max_new_tokens=20, do_sample=False, pad_token_id=0
+            torch.tensor([prompt]), max_new_tokens=new, do_sample=False, pad_token_id=0
         )[0, len(prompt) :].tolist()
         assert result.tokens == out
 
@@ -269,6 +386,8 @@ def test_a_field_that_is_missing_means_what_transformers_takes_for_it(family):
         }
         sizes |= {"num_hidden_layers": 2, "num_attention_heads": 32}
         sizes |= {"max_position_embeddings": LENGTH}
+    if family.startswith("deepseek"):
+        sizes["num_experts_per_tok"] = 2  # without a default
     full = getattr(transformers, f"{name}Config")(**sizes).to_dict()
     _, known = read_config(full, "full")
     assert read_config({"model_type": family, **sizes}, "bare") == (family, known)
@@ -308,9 +427,9 @@ def test_a_window_that_no_layer_is_said_to_have_is_refused():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("attention_bias", True),
+        ("mlp_bias", True),
         ("hidden_act", "relu"),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
+        ("rope_scaling", {"rope_type": "spiral", "factor": 2.0}),
         ("a_new_trick", 3),
         ("model_type", "mamba"),
         ("hidden_size", "wide"),

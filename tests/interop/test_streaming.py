@@ -24,7 +24,8 @@ from lmx.core.schema import ModelConfig
 from lmx.core.trees import flatten_with_names, nest
 from lmx.inputs.tokenizers import train_tokenizer
 from lmx.interop import weights
-from lmx.interop.names import GGUF_LLAMA, GPT2, LLAMA
+from lmx.interop.hf_names import GPT2, LLAMA
+from lmx.interop.names import GGUF_LLAMA
 from lmx.interop.safetensors_file import Safetensors, write_safetensors
 from lmx.models.decoder import abstract_params
 from lmx.models.sizes import resolve

@@ -68,6 +68,38 @@ STYLES = {
     },
 }
 
+MOE = {"ffns": ("moe",), "num_experts": 6, "expert_dim": 5}
+STYLES |= {
+    "parallel": {**GPT2, "positions": "rope", "rope_dim": 2, "sublayers": "parallel"},
+    "sinks": {"attention_sinks": "learned", "num_kv_heads": 2, "biases": "attention"},
+    "experts": {**MOE, "shared_experts": 2},
+    "clamped_experts": {**MOE, "mlp": "silu_clamped_gated", "biases": "all"},
+    "latent": {
+        **MOE,
+        "pattern": ("latent",),
+        "head_dim": 6,
+        "rope_dim": 2,
+        "value_dim": 3,
+        "kv_latent_dim": 5,
+        "query_latent_dim": 7,
+        "router": "sigmoid_renormalized",
+        "router_scale": 1.5,
+        "expert_groups": 3,
+        "expert_groups_kept": 2,
+    },
+    "latent_softmax_groups": {
+        **MOE,
+        "pattern": ("latent",),
+        "head_dim": 6,
+        "rope_dim": 4,
+        "kv_latent_dim": 5,
+        "router": "softmax",
+        "expert_groups": 3,
+        "expert_groups_kept": 2,
+    },
+}
+NORM_NAMES = ("mixer_norm", "mlp_norm")
+
 
 class Reference:
     """A transformer decoder in NumPy, one row and one head at a time."""
@@ -104,7 +136,11 @@ class Reference:
             window = c.window if c.pattern[layer % period] == "window" else None
             mix = lambda y, b=block, w=window: self.attend(b, y, positions, segments, w)  # noqa: E731
             mlp = lambda y, b=block: self.mlp(b, y)  # noqa: E731
-            for name, sublayer in (("mixer_norm", mix), ("mlp_norm", mlp)):
+            if c.sublayers == "parallel":
+                first, second = (self.norm(c.norm, block, n, x) for n in NORM_NAMES)
+                x = x + mix(first) + mlp(second)
+                continue
+            for name, sublayer in zip(NORM_NAMES, (mix, mlp), strict=True):
                 if c.norm_position == "pre":
                     x = x + sublayer(self.norm(c.norm, block, name, x))
                 else:
@@ -125,6 +161,44 @@ class Reference:
         return x * values[f"{name}/scale"] + values.get(f"{name}/bias", 0)
 
     def mlp(self, b, x):
+        return self.experts(b, x) if "moe/router/kernel" in b else self.dense(b, x)
+
+    def experts(self, b, x):
+        """Token by token: the K best scores, those experts, those weights."""
+        c, out = self.c, np.zeros_like(x)
+        for t, row in enumerate(x):
+            logits = row @ b["moe/router/kernel"] + b.get("moe/router/bias", 0)
+            scores = np.exp(logits - logits.max())
+            scores /= scores.sum()
+            if c.router.startswith("sigmoid"):
+                scores = 1 / (1 + np.exp(-logits))
+            choice = scores + b.get("moe/choice_bias", 0)
+            if c.expert_groups > 1:
+                groups = choice.reshape(c.expert_groups, -1)
+                best = np.sort(groups)[
+                    :, -(2 if c.router.startswith("sigmoid") else 1) :
+                ]
+                kept = np.argsort(best.sum(1))[-c.expert_groups_kept :]
+                others = [g for g in range(c.expert_groups) if g not in kept]
+                groups[others] = -np.inf
+                choice = groups.reshape(-1)
+            chosen = np.argsort(choice)[-c.experts_per_token :]
+            total = scores[chosen].sum() if c.router.endswith("renormalized") else 1
+            for e in chosen:
+                own = {
+                    f"mlp/{name}/{leaf}": b[f"moe/experts_{name}/{leaf}"][e]
+                    for name in ("gate", "up", "down")
+                    for leaf in ("kernel", "bias")
+                    if f"moe/experts_{name}/{leaf}" in b
+                }
+                weight = c.router_scale * scores[e] / total
+                out[t] += weight * self.dense(own, row[None])[0]
+        if c.shared_experts:
+            shared = {n.replace("moe/shared", "mlp"): v for n, v in b.items()}
+            out = out + self.dense(shared, x)
+        return out
+
+    def dense(self, b, x):
         def gelu(y):
             return y / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
 
@@ -135,6 +209,9 @@ class Reference:
         if self.c.mlp == "silu_gated":
             gate = linear("gate", x)
             hidden = gate / (1 + np.exp(-gate)) * up
+        elif self.c.mlp == "silu_clamped_gated":
+            gate, up = np.minimum(linear("gate", x), 7), np.clip(up, -7, 7)
+            hidden = gate / (1 + np.exp(-1.702 * gate)) * (up + 1)
         elif self.c.mlp == "gelu_gated":
             hidden = gelu(linear("gate", x)) * up
         else:
@@ -152,6 +229,52 @@ class Reference:
         turned = (x[:half] + 1j * x[half:]) * np.exp(1j * position * turn)
         return np.concatenate([turned.real, turned.imag])
 
+    def heads(self, b, x, positions, head):
+        """Returns queries, keys and values of one head, rotated: [L, ·] each."""
+        c = self.c
+        if "latent" in c.pattern:
+            return self.latent_heads(b, x, positions, head)
+        kv_head = head // (c.num_heads // c.num_kv_heads)
+        q, k, v = (
+            x @ b[f"attention/{name}/kernel"][:, h]
+            + b.get(f"attention/{name}/bias", np.zeros(99))[h]
+            for name, h in (("query", head), ("key", kv_head), ("value", kv_head))
+        )
+        if c.qk_norm:
+            q = self.norm(c.qk_norm, b, "attention/query_norm", q)
+            k = self.norm(c.qk_norm, b, "attention/key_norm", k)
+        if c.positions == "rope":
+            size, turn = c.rope_dim or c.head_dim, self.rotate
+            q, k = (
+                np.stack(
+                    [
+                        np.concatenate([turn(row[:size], at), row[size:]])
+                        for row, at in zip(y, positions, strict=True)
+                    ]
+                )
+                for y in (q, k)
+            )
+        return q, k, v
+
+    def latent_heads(self, b, x, positions, head):
+        """DeepSeek-V2, eqs. 9 to 19: what is rotated comes after what is not."""
+        p = lambda name: b[f"attention/{name}/kernel"]  # noqa: E731
+        queries, up = x, "query"
+        if self.c.query_latent_dim:
+            queries, up = x @ p("query_latent"), "query_up"
+            queries = self.norm("rmsnorm", b, "attention/query_latent_norm", queries)
+        latent = self.norm("rmsnorm", b, "attention/latent_norm", x @ p("latent"))
+        turned = lambda y: np.stack(  # noqa: E731
+            [self.rotate(row, at) for row, at in zip(y, positions, strict=True)]
+        )
+        q = [
+            queries @ p(f"{up}_nope")[:, head],
+            turned(queries @ p(f"{up}_rope")[:, head]),
+        ]
+        k = [latent @ p("key")[:, head], turned(x @ p("key_rope"))]
+        v = latent @ p("value")[:, head]
+        return np.concatenate(q, axis=1), np.concatenate(k, axis=1), v
+
     def slope(self, head):
         """The slopes of ALiBi's authors, for 4, 6 and 8 heads."""
         n = self.c.num_heads
@@ -163,20 +286,7 @@ class Reference:
         c, length = self.c, len(x)
         out = np.zeros_like(x)
         for head in range(c.num_heads):
-            kv_head = head // (c.num_heads // c.num_kv_heads)
-            q, k, v = (
-                x @ b[f"attention/{name}/kernel"][:, h]
-                + b.get(f"attention/{name}/bias", np.zeros(99))[h]
-                for name, h in (("query", head), ("key", kv_head), ("value", kv_head))
-            )
-            if c.qk_norm:
-                q = self.norm(c.qk_norm, b, "attention/query_norm", q)
-                k = self.norm(c.qk_norm, b, "attention/key_norm", k)
-            if c.positions == "rope":
-                q, k = (
-                    np.stack([self.rotate(y[i], positions[i]) for i in range(length)])
-                    for y in (q, k)
-                )
+            q, k, v = self.heads(b, x, positions, head)
             for i in range(length):
                 seen = [
                     j
@@ -192,7 +302,10 @@ class Reference:
                 if c.positions == "alibi":
                     scores = scores - self.slope(head) * np.abs(i - np.array(seen))
                 weights = np.exp(scores - scores.max())
-                weights /= weights.sum()
+                total = weights.sum()
+                if c.attention_sinks:
+                    total += np.exp(b["attention/sinks"][head] - scores.max())
+                weights /= total
                 out[i] += weights @ v[seen] @ b["attention/out/kernel"][head]
         return out + b.get("attention/out/bias", 0)
 

@@ -34,6 +34,10 @@ def make(**changes):
     """Returns a tiny resolved config and random parameters for it."""
     shape = {"vocab_size": VOCAB, "context_length": LENGTH, "width": 8, "mlp_dim": 8}
     loop = {"num_layers": 2, "layer_loop": "scan", "compute_dtype": "float32"}
+    if "latent" in changes.get("pattern", ()):
+        shape |= {"rope_dim": 2, "kv_latent_dim": 3}
+    if "moe" in changes.get("ffns", ()):
+        shape |= {"num_experts": 4, "expert_dim": 5, "shared_experts": 1}
     config = resolve(
         ModelConfig(**{**shape, "num_heads": 2, "window": WINDOW, **loop, **changes})
     )
@@ -56,10 +60,15 @@ def compiled(function, *args):
         *((mixer, "rope", "bidirectional") for mixer in MIXERS),
     ],
 )
+@pytest.mark.parametrize("ffns", [("mlp",), ("moe",)])
 def test_hidden_states_have_gradients_of_the_tokens_they_see_only(
-    mixer, positions, attention
+    mixer, positions, attention, ffns
 ):
-    config, params = make(pattern=(mixer,), positions=positions, attention=attention)
+    if "moe" in ffns and positions != "rope":
+        pytest.skip("experts know nothing of positions")
+    config, params = make(
+        pattern=(mixer,), positions=positions, attention=attention, ffns=ffns
+    )
     tokens = np.arange(LENGTH, dtype=np.int32)[None]  # row s of the table is token s
     probe = np.random.default_rng(1).normal(size=(1, 1, 8)).astype(np.float32)
 
@@ -110,7 +119,9 @@ def packed_and_apart():
 
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_packed_losses_and_gradients_are_the_sums_of_unpacked_ones(positions):
-    config, params = make(pattern=tuple(MIXERS), positions=positions)
+    config, params = make(
+        pattern=tuple(MIXERS), positions=positions, ffns=("moe", "mlp", "moe")
+    )
     packed, apart = packed_and_apart()
     objective = NextToken(config, ObjectiveConfig(z_loss=1e-3))
     gradient = compiled(
@@ -130,7 +141,9 @@ def test_packed_losses_and_gradients_are_the_sums_of_unpacked_ones(positions):
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 def test_other_documents_and_padding_leave_hidden_states_alone(attention):
-    config, params = make(pattern=tuple(MIXERS), attention=attention)
+    config, params = make(
+        pattern=tuple(MIXERS), attention=attention, ffns=("mlp", "moe")
+    )
     packed, _ = packed_and_apart()
 
     def states(tokens):
@@ -160,8 +173,11 @@ LOOPS = [
 
 @pytest.fixture(scope="module")
 def deep():
-    """Two periods of two layers and one layer left over, with a packed batch."""
-    return make(pattern=("attention", "window"), num_layers=5), packed_and_apart()[0]
+    """A dense layer, two periods of two and one layer more, with a packed batch."""
+    made = make(
+        pattern=("attention", "window"), num_layers=6, dense_layers=1, ffns=("moe",)
+    )
+    return made, packed_and_apart()[0]
 
 
 def deep_gradient(deep, loop):

@@ -2,7 +2,7 @@
 
 The closed form is held against abstract evaluation of the decoder, and that against
 the numbers published with GPT-2 (Radford et al. 2019, counted with tied embeddings)
-and Llama 3 (arXiv:2407.21783).
+and Llama 3 (arXiv:2407.21783), and those that transformers 5.23 has for the others.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from lmx.core.errors import UserError
 from lmx.core.schema import ModelConfig
+from lmx.models.counting import flops_per_token, parameter_count
 from lmx.models.decoder import count_params
 from lmx.models.families import FAMILIES, family
 from lmx.models.mlp import MLPS
 from lmx.models.norms import NORMS
-from lmx.models.sizes import flops_per_token, parameter_count, parse_size, resolve
+from lmx.models.sizes import parse_size, resolve
 
 PUBLISHED = {
     "gpt2_124m": 124_439_808,
@@ -27,6 +28,12 @@ PUBLISHED = {
     "gpt2_774m": 774_030_080,
     "gpt2_1558m": 1_557_611_200,
     "llama3_8b": 8_030_261_248,
+    "pythia_1b": 1_011_781_632,
+    "mixtral_8x7b": 46_702_792_704,
+    "qwen3_30b_a3b": 30_532_122_624,
+    "gpt_oss_20b": 20_914_757_184,
+    # Without its heads for several tokens, but with the biases to choose experts by.
+    "deepseek_v3": 671_026_404_352 + 58 * 256,
 }
 TINY = {"vocab_size": 64, "width": 32, "num_layers": 2, "num_heads": 4}
 
@@ -46,6 +53,7 @@ def test_every_family_has_a_published_count():
 def configs(draw):
     kv_heads, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     pick = lambda *options: draw(st.sampled_from(options))  # noqa: E731
+    position = pick("pre", "post", "output", "both")
     return ModelConfig(
         vocab_size=draw(st.integers(1, 99)),
         context_length=draw(st.integers(1, 33)),
@@ -59,21 +67,46 @@ def configs(draw):
         window=3,
         positions=pick("rope", "learned", "alibi", "none"),
         norm=pick(*NORMS),
-        norm_position=pick("pre", "post", "output", "both"),
+        norm_position=position,
         qk_norm=pick(None, *NORMS, "rmsnorm_all_heads"),
         mlp=pick(*MLPS),
-        biases=pick("none", "qkv", "all"),
+        biases=pick("none", "qkv", "attention", "all"),
         head=pick("tied", "untied"),
         embedding_norm=pick(None, *NORMS),
         token_types=pick(None, 1, 3),
+        attention_sinks=pick(None, "learned"),
+        sublayers="sequential" if position == "post" else "parallel",
+        ffns=pick(("mlp",), ("moe",), ("mlp", "moe")),
+        dense_layers=pick(0, 1),
+        num_experts=draw(st.integers(2, 4)),
+        shared_experts=pick(0, 2),
+        expert_dim=pick(None, 3),
+        router=pick("softmax", "sigmoid_renormalized"),
+    )
+
+
+def latent(config):
+    """Returns the config with latent attention, which some options do not go with."""
+    return dataclasses.replace(
+        config,
+        pattern=("latent", "attention"),
+        head_dim=6,
+        rope_dim=2,
+        kv_latent_dim=5,
+        query_latent_dim=config.mlp_dim,
+        value_dim=config.expert_dim,
+        qk_norm=None,
+        attention_sinks=None,
+        biases="none" if config.biases == "qkv" else config.biases,
     )
 
 
 @settings(max_examples=15)
 @given(configs())
 def test_the_closed_form_counts_what_the_decoder_has(config):
-    config = resolve(config)
-    assert parameter_count(config) == count_params(config)
+    for each in (config, latent(config)):
+        each = resolve(each)
+        assert parameter_count(each) == count_params(each)
 
 
 BUDGETS = {
@@ -154,6 +187,9 @@ def test_what_is_no_size_is_refused_with_an_example(text):
     assert repr(text) in str(error.value)
 
 
+EXPERTS = {"ffns": ("moe",), "num_experts": 4}
+LATENT = {"pattern": ("latent",), "kv_latent_dim": 4, "rope_dim": 2}
+YARN = {"rope_scaling": "yarn", "rope_original_length": 16}
 IMPOSSIBLE = [
     ({"num_heads": 5}, ["model.num_heads=5", "model.width=32", "nearest", "4"]),
     ({"num_kv_heads": 3}, ["model.num_kv_heads=3", "model.num_heads=4"]),
@@ -171,6 +207,36 @@ IMPOSSIBLE = [
     ({"pattern": ()}, ["model.pattern=()", "'attention'"]),
     ({"pattern": ("window",)}, ["model.window=None", "at least 1"]),
     ({"pattern": ("window",), "window": 0}, ["model.window=0", "at least 1"]),
+    ({"ffns": ()}, ["model.ffns=()", "'mlp'"]),
+    ({"ffns": ("moe",)}, ["model.experts_per_token=2", "model.num_experts"]),
+    ({**EXPERTS, "experts_per_token": 5}, ["experts_per_token=5", "1..4"]),
+    ({**EXPERTS, "expert_groups": 3}, ["expert_groups=3", "num_experts=4"]),
+    ({**EXPERTS, "expert_groups": 4}, ["expert_groups_kept=1", "too few"]),
+    ({**EXPERTS, "expert_capacity": 0.0}, ["model.expert_capacity=0.0", "None"]),
+    ({**EXPERTS, "expert_dim": 0}, ["model.expert_dim=0", "at least 1"]),
+    ({**EXPERTS, "router_scale": 0.0}, ["model.router_scale=0.0", "above 0"]),
+    ({"dense_layers": 3}, ["model.dense_layers=3", "0..2"]),
+    (
+        {"sublayers": "parallel", "norm_position": "post"},
+        ["'parallel'", "'post'", "'sequential'"],
+    ),
+    ({"pattern": ("latent",)}, ["model.kv_latent_dim=None", "'latent'"]),
+    ({**LATENT, "rope_dim": 8}, ["model.rope_dim=8", "model.head_dim=8"]),
+    ({**LATENT, "qk_norm": "rmsnorm"}, ["model.qk_norm='rmsnorm'", "None"]),
+    ({**LATENT, "biases": "qkv"}, ["model.biases='qkv'", "'none'"]),
+    ({"rope_dim": 3}, ["model.rope_dim=3", "even"]),
+    ({"rope_dim": 10}, ["model.rope_dim=10", "model.head_dim"]),
+    ({"rope_factor": 0.0}, ["model.rope_factor=0.0", "above 0"]),
+    ({"rope_scaling": "yarn"}, ["model.rope_original_length=None", "'yarn'"]),
+    ({**YARN, "rope_turns": (4.0, 1.0)}, ["model.rope_turns=(4.0, 1.0)", "rising"]),
+    (
+        {**YARN, "rope_scaling": "dynamic", "rope_dim": 2},
+        ["model.rope_dim=2", "at least 4"],
+    ),
+    (
+        {**YARN, "rope_scaling": "longrope", "rope_short_factors": (1.0,)},
+        ["model.rope_short_factors", "1 entries", "4 numbers"],
+    ),
     ({"token_types": 0}, ["model.token_types=0", "at least 1"]),
     ({"attention_softcap": 0.0}, ["model.attention_softcap=0.0", "None"]),
     ({"logit_softcap": -1.0}, ["model.logit_softcap=-1.0", "None"]),
@@ -200,6 +266,15 @@ def test_the_vocabulary_of_the_tokenizer_counts_unless_the_config_sets_one():
     without = dataclasses.replace(ModelConfig(**TINY), vocab_size=None)
     assert resolve(without, vocab_size=99).vocab_size == 99
     assert resolve(ModelConfig(**TINY), vocab_size=99).vocab_size == 64
+
+
+def test_of_a_mixture_only_the_experts_of_a_token_count_as_flops():
+    # A dense model with an MLP as wide as the experts that work on a token, and a
+    # router.
+    dense = resolve(ModelConfig(**TINY, mlp_dim=24))
+    mixed = resolve(ModelConfig(**TINY, **EXPERTS, expert_dim=8, shared_experts=1))
+    router = 2 * 32 * 4
+    assert flops_per_token(mixed) == flops_per_token(dense) + 6 * router
 
 
 def test_resolving_twice_changes_nothing():

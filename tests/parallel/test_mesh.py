@@ -16,9 +16,9 @@ from lmx.parallel.mesh import AXES, make_mesh, mesh_shape
 sizes = st.integers(1, 6)
 
 
-@given(sizes, sizes, sizes, st.sampled_from(AXES))
-def test_a_free_axis_takes_the_devices_that_are_left(data, fsdp, tensor, free):
-    shape = {"data": data, "fsdp": fsdp, "tensor": tensor}
+@given(st.tuples(sizes, sizes, sizes, sizes), st.sampled_from(AXES))
+def test_a_free_axis_takes_the_devices_that_are_left(numbers, free):
+    shape = dict(zip(AXES, numbers, strict=True))
     devices = math.prod(shape.values())
     given_free = ParallelConfig(**{**shape, free: -1})
     assert mesh_shape(given_free, devices) == tuple(shape.values())
@@ -31,7 +31,7 @@ def test_a_mesh_uses_every_device_or_is_refused(devices, fsdp, tensor):
     if devices % (fsdp * tensor):
         with pytest.raises(UserError, match=f"there are {devices};") as error:
             mesh_shape(config, devices)
-        assert f"fsdp={fsdp} · tensor={tensor}" in str(error.value)
+        assert f"fsdp={fsdp} · expert=1 · tensor={tensor}" in str(error.value)
     else:
         assert math.prod(mesh_shape(config, devices)) == devices
 
@@ -53,5 +53,5 @@ def test_axes_that_multiply_to_another_number_name_both_numbers(shape):
 
 def test_the_mesh_names_its_axes_and_leaves_shardings_to_the_compiler():
     mesh = make_mesh(ParallelConfig(), jax.devices()[:1])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "expert": 1, "tensor": 1}
     assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}

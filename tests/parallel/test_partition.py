@@ -52,8 +52,8 @@ def model_of(shape, **changes):
     )
 
 
-def partition_of(*shape):
-    types = (AxisType.Auto,) * len(AXES)
+def partition_of(data, fsdp, tensor, expert=1):
+    shape, types = (data, fsdp, expert, tensor), (AxisType.Auto,) * len(AXES)
     return Partition(AbstractMesh(shape, AXES, axis_types=types), DEFAULT)
 
 
@@ -111,8 +111,13 @@ def test_state_that_has_a_parameters_shape_lies_like_the_parameter(name):
 
 
 def test_every_rule_table_knows_every_axis_of_the_models():
-    axes = {"batch", "length", "features"}
-    for changes in ({"positions": "learned", "biases": "all"}, {"head": "untied"}):
+    axes = {"batch", "length", "features", "expert_batch"}
+    latent = {"pattern": ("latent",), "kv_latent_dim": 4, "rope_dim": 2}
+    for changes in (
+        {"positions": "learned", "biases": "all"},
+        {"head": "untied"},
+        {**latent, **EXPERTS, "query_latent_dim": 4},
+    ):
         boxes = jax.tree.leaves(
             abstract_params(model_of(NARROW, **changes)),
             is_leaf=lambda x: hasattr(x, "names"),
@@ -122,6 +127,9 @@ def test_every_rule_table_knows_every_axis_of_the_models():
         assert axes <= set(rules), name
         used = [rules[axis] for axis in axes if isinstance(rules[axis], str)]
         assert set(used) <= set(AXES), name
+
+
+EXPERTS = {"ffns": ("moe",), "num_experts": 6}
 
 
 def check(*mesh, rows=8, **changes):
@@ -150,6 +158,14 @@ def test_dimensions_that_a_mesh_does_not_divide_are_listed_with_the_nearest():
 def test_a_width_that_fsdp_does_not_divide_is_named():
     with pytest.raises(UserError, match=r"embed=8 .* parallel\.fsdp=3; .* fits: 2"):
         check(1, 3, 1, rows=6)
+
+
+def test_experts_that_their_axis_does_not_divide_are_named():
+    check(1, 1, 1, 2, **EXPERTS)
+    with pytest.raises(
+        UserError, match=r"experts=6 .* parallel\.expert=4; nearest that fits: 3"
+    ):
+        check(1, 1, 1, 4, **EXPERTS)
 
 
 @pytest.mark.parametrize(("rows", "near"), [(6, 8), (9, 8), (1, 4), (3, 4)])

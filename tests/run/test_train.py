@@ -200,14 +200,17 @@ def test_a_second_compilation_of_the_step_is_reported():
     assert "compiled again after 4 steps" in said[0]
 
 
-@pytest.mark.parametrize("name", ["quickstart"])
+EXPERIMENTS = ["experts", "quickstart"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_builds_and_takes_smoke_steps(name, tmp_path):
     from lmx.core.config import load_experiment
 
     from .conftest import ROOT
 
     found = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
-    assert found == ["quickstart"]
+    assert found == EXPERIMENTS
     config = load_experiment(f"{ROOT}/experiments/{name}.py:smoke")
     config.data.path = str(ROOT / "lmx")
     summary = train(freeze(config), tmp_path / name, say=lambda text: None)
