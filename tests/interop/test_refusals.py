@@ -160,7 +160,7 @@ def test_a_tied_config_with_a_copy_of_the_embedding_is_imported(
         ({"model_type": "mamba"}, "mamba"),
         ({"hidden_act": "relu"}, "hidden_act"),
         ({"a_new_trick": 3}, "a_new_trick"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "rope_type"),
         ({"rope_parameters": [1]}, "rope_parameters"),
         ({"rope_scaling": "linear"}, "rope_scaling"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),
