@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lmx.core.schema import Architecture
-from lmx.interop.hf_fields import Fields
+from lmx.interop.hf_fields import MOST_LAYERS, Fields
 from lmx.interop.hf_llama import (
     layer_types,
     read_llama,
@@ -165,6 +165,15 @@ def read_deepseek_v3(f: Fields) -> dict[str, Any]:
     f.only("rope_interleave", True)
     router = _read_norm(f, "sigmoid")
     return {**_read_deepseek(f), "router": router}
+
+
+def unused_deepseek_v3(f: Fields) -> dict[str, str]:
+    """Names the layers past the last, which guess several tokens at once."""
+    count, layers = f.take("num_nextn_predict_layers", 0), f.layers()
+    if type(count) is not int or not 0 <= count < MOST_LAYERS:
+        raise f.refusal("num_nextn_predict_layers", count, "a number of layers is due")
+    why = "DeepSeek-V3 guesses the second next token with it; lmx guesses the next"
+    return {rf"^model\.layers\.{layers + i}\.": why for i in range(count)}
 
 
 def write_mixtral(m: Architecture) -> dict[str, Any]:

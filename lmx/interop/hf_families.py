@@ -29,6 +29,8 @@ class Family(NamedTuple):
       write: model → fields.
       defaults: what transformers takes for fields that are not there at all, where it
         differs from Llama's.
+      unused: fields → patterns of tensors that lmx has no layer for, and why: an import
+        names them, and an export lacks them.
     """
 
     architecture: str
@@ -36,6 +38,7 @@ class Family(NamedTuple):
     read: Callable[[Fields], dict[str, Any]]
     write: Callable[[Architecture], dict[str, Any]]
     defaults: Mapping[str, Any] = {}
+    unused: Callable[[Fields], dict[str, str]] = lambda _: {}
 
 
 # In the order in which an export tries them.
@@ -207,6 +210,9 @@ FAMILIES: dict[str, Family] = {
             "norm_topk_prob": True,
             "max_position_embeddings": 4096,
         },
+        experts.unused_deepseek_v3,
     ),
-    "bert": Family("BertModel", names.BERT, gpt.read_bert, gpt.write_bert),
+    "bert": Family(
+        "BertModel", names.BERT, gpt.read_bert, gpt.write_bert, {}, gpt.unused_bert
+    ),
 }

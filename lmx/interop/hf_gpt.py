@@ -138,6 +138,14 @@ def read_bert(f: Fields) -> dict[str, Any]:
     }
 
 
+def unused_bert(f: Fields) -> dict[str, str]:
+    """Names the layer that training alone needs."""
+    return {
+        r"^pooler\.dense\.(weight|bias)$": "BERT's pooler guesses the next sentence; "
+        "embeddings are pooled from hidden states"
+    }
+
+
 def write_bert(m: Architecture) -> dict[str, Any]:
     """Writes the sizes and the activation."""
     return {

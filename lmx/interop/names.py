@@ -96,10 +96,3 @@ BUFFERS = (
     r"\.(attn|attention)\.(masked_)?bias$",
     r"\.rotary_emb\.inv_freq$",
 )
-
-# Parameters of parts that no layer of lmx has, and why: an import names them, and an
-# export of the model lacks them.
-UNUSED = {
-    r"^pooler\.dense\.(weight|bias)$": "BERT's pooler guesses the next sentence; "
-    "embeddings are pooled from hidden states",
-}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from pathlib import Path
+import re
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ import numpy as np
 
 from lmx.core.schema import Architecture
 from lmx.interop.pretrained import Pretrained
-from lmx.interop.weights import published, row_chunks, unused
+from lmx.interop.weights import published, row_chunks
 from lmx.models.decoder import Decoder, head_logits
 from lmx.models.sizes import parameter_count
 
@@ -38,17 +38,27 @@ def parity(pretrained: Pretrained, params: Any, model: Architecture) -> dict[str
     outputs = "logits" if model.attention == "causal" else "hidden_states"
     found = {
         **weight_parity(pretrained, params, model),
-        "unused": unused(pretrained.source),
+        "unused": _unused(pretrained),
         "logits": None,
         "hidden_states": None,
     }
     why = _unmeasured(pretrained, model)
     if why is None:
-        found[outputs] = output_parity(pretrained.where, params, model)
+        found[outputs] = output_parity(pretrained, params, model)
     else:
         found["note"] = f"no {outputs} are compared: {why}"
     parts = [found["weights"], found[outputs] or {"ok": True}]
     return {**found, "ok": all(part["ok"] for part in parts)}
+
+
+def _unused(pretrained: Pretrained) -> dict[str, str]:
+    """Returns the tensors that lmx has no layer for, and why."""
+    return {
+        name: why
+        for name in sorted(pretrained.source.names())
+        for pattern, why in pretrained.unused.items()
+        if re.search(pattern, name)
+    }
 
 
 def _unmeasured(pretrained: Pretrained, model: Architecture) -> str | None:
@@ -58,6 +68,8 @@ def _unmeasured(pretrained: Pretrained, model: Architecture) -> str | None:
         return "there is no reference for this format"
     if not has_reference():
         return "torch and transformers are not installed"
+    if pretrained.packing == "fp8":
+        return "transformers unpacks FP8 with accelerate only, and no partial blocks"
     if model.param_dtype != "float32":
         return f"the weights are {model.param_dtype}"
     if size > LARGEST_REFERENCE:
@@ -91,7 +103,9 @@ def weight_parity(pretrained: Pretrained, params: Any, model: Architecture) -> d
     return {"weights": {**weights, **({"tensor": where} if where else {})}}
 
 
-def output_parity(folder: Path, params: Any, model: Architecture) -> dict[str, Any]:
+def output_parity(
+    pretrained: Pretrained, params: Any, model: Architecture
+) -> dict[str, Any]:
     """Compares outputs with those of transformers on the same pseudo-random tokens.
 
     Those of an encoder are its final hidden states, of other models logits.
@@ -104,7 +118,7 @@ def output_parity(folder: Path, params: Any, model: Architecture) -> dict[str, A
     )
     model = dataclasses.replace(model, **wide)
     reads = model.attention == "bidirectional"
-    reference, version = _reference(folder, "AutoModel" if reads else CAUSAL)
+    reference, version = _reference(pretrained, "AutoModel" if reads else CAUSAL)
 
     def theirs(tokens_BL: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -161,19 +175,23 @@ def _coverage(model: Architecture) -> dict[str, Any]:
     return {"tokens": lengths, **({"past": past} if past else {})}
 
 
-def _reference(folder: Path, kind: str) -> tuple[Any, str]:
+def _reference(pretrained: Pretrained, kind: str) -> tuple[Any, str]:
     """Returns the model of transformers, in float32, and its version."""
     import torch
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     load = getattr(transformers, kind).from_pretrained
+    more = {}
+    if pretrained.packing == "mxfp4":  # which it would else compute with, on a GPU
+        more["quantization_config"] = transformers.Mxfp4Config(dequantize=True)
     model = load(
-        folder,
+        pretrained.where,
         dtype=torch.float32,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
+        **more,
     )
     return model.eval(), f"transformers {transformers.__version__}"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from lmx.interop.gguf_file import GGUFFile
 from lmx.interop.gguf_tokenizer import tokenizer_json
 from lmx.interop.hf_config import read_config
 from lmx.interop.hf_families import FAMILIES
+from lmx.interop.hf_fields import Fields
 from lmx.interop.hf_names import GPT2
+from lmx.interop.hf_quantized import unpacked
 from lmx.interop.hf_tokenizer import make_tokenizer, read_tokenizer
 from lmx.interop.names import Row
 from lmx.interop.safetensors_file import Safetensors
@@ -52,6 +54,8 @@ class Pretrained:
       tokenizer: text ↔ ids.
       chat_template: the Jinja text that makes prompts of conversations, if it has one.
       family: its `model_type`, if it has one.
+      unused: patterns of tensors that lmx has no layer for, and why.
+      packing: how its files pack numbers, as transformers calls it, if they do.
     """
 
     where: Path
@@ -61,6 +65,8 @@ class Pretrained:
     tokenizer: Tokenizer
     chat_template: str | None
     family: str | None = None
+    unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    packing: str | None = None
 
     def params(
         self, model: Architecture | None = None, like: Any = None
@@ -74,6 +80,7 @@ class Pretrained:
             self.rows,
             self.source,
             say_where=str(self.where),
+            unused=self.unused,
             like=like,
         )
 
@@ -118,10 +125,11 @@ def _download(name: str) -> Path:
 
 
 def _open_directory(folder: Path) -> Pretrained:
-    values = read_json(folder / "config.json")
-    family, config = read_config(values, f"{folder}/config.json")
+    values, where = read_json(folder / "config.json"), f"{folder}/config.json"
+    packing = values.pop("quantization_config", None)
+    family, config = read_config(values, where)
     config = dataclasses.replace(config, **read_pooling(folder))
-    source: Source = Safetensors(folder)
+    source = unpacked(Safetensors(folder), packing, where)
     rows = FAMILIES[family].rows
     if rows is GPT2 and "wte.weight" in source.names():
         # The first GPT-2 files were saved without the name of the whole.
@@ -130,7 +138,17 @@ def _open_directory(folder: Path) -> Pretrained:
         ]
     tokenizer, template = read_tokenizer(folder, values)
     return _checked(
-        Pretrained(folder, _float32(config), rows, source, tokenizer, template, family)
+        Pretrained(
+            folder,
+            _float32(config),
+            rows,
+            source,
+            tokenizer,
+            template,
+            family,
+            unused=FAMILIES[family].unused(Fields(values, where)),
+            packing=packing and packing["quant_method"],
+        )
     )
 
 

@@ -30,6 +30,7 @@ DTYPES: dict[str, np.dtype] = {
     "I16": np.dtype(np.int16),
     "I8": np.dtype(np.int8),
     "U8": np.dtype(np.uint8),
+    "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
     "BOOL": np.dtype(np.bool_),
 }
 MOST_AXES, LONGEST_AXIS = 16, 2**40
@@ -168,6 +169,14 @@ class Safetensors:
     def shape(self, name: str) -> tuple[int, ...]:
         """Returns the shape of a tensor."""
         return self._home[name].entries[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """Returns the dtype of a tensor."""
+        return self._home[name].entries[name].dtype
+
+    def file(self, name: str) -> Path:
+        """Returns the file that holds a tensor."""
+        return self._home[name].path
 
     def read(self, name: str, rows: slice = slice(None)) -> np.ndarray:
         """Returns `rows` of a tensor, mapped from its file and read-only."""

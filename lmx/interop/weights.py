@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -24,7 +24,7 @@ import numpy as np
 from lmx.core.errors import DataError, UserError
 from lmx.core.schema import Architecture
 from lmx.core.trees import flatten_with_names, nest
-from lmx.interop.names import BUFFERS, UNUSED, Row
+from lmx.interop.names import BUFFERS, Row
 from lmx.models.decoder import abstract_params, stacks
 
 CHUNK = 1 << 22  # numbers that are converted or compared at once
@@ -94,13 +94,15 @@ def read_params(
     source: Source,
     *,
     say_where: str,
+    unused: Iterable[str] = (),
     like: Any = None,
 ) -> dict[str, Any]:
     """Returns the parameters of `model` as nested dicts of arrays.
 
     `like` are their abstract values, with dtypes and shardings; without it they are in
     `model.param_dtype` on the first device. Each shard is filled on its own, straight
-    from the source. `say_where` names the source in errors.
+    from the source. `say_where` names the source in errors; `unused` are patterns of
+    tensors that the model has no layer for.
 
     Raises:
       DataError: tensors are missing, left over, of another shape or not finite; they
@@ -112,7 +114,7 @@ def read_params(
             f"config {model.num_layers} layers"
         )
     groups = pieces(model, rows)
-    _check_names(model, groups, source, say_where)
+    _check_names(model, groups, source, say_where, (*BUFFERS, *unused))
     reader = _Reader(model, groups, source, say_where)
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     leaves = {}
@@ -157,14 +159,15 @@ class _Reader:
         """Yields where to put it and a part of one piece: of a table, a few rows."""
         group = self._groups[name]
         piece = group[place]
-        if len(group) > 1 or piece.row.layout != "table":
+        if piece.row.layout != "table":
             value = _split(self._source.read(name), self._model, group)[place]
             yield ..., _from_theirs(piece, value)[index]
             return
         span = range(*index[0].indices(piece.shape[0]))
-        for chunk in row_chunks((len(span), *piece.shape[1:])):
+        for chunk in row_chunks((len(span), *_published_shape(group)[1:])):
             rows = slice(span.start + chunk.start, span.start + chunk.stop)
-            yield chunk, self._source.read(name, rows)[(slice(None), *index[1:])]
+            value = _split(self._source.read(name, rows), self._model, group)[place]
+            yield chunk, value[(slice(None), *index[1:])]
 
 
 def _abstract(model: Architecture) -> Any:
@@ -214,20 +217,11 @@ def _share(leaf: Any, at: tuple[int, ...]) -> np.ndarray:
     return np.asarray(leaf)[at]  # as it lies, no copy
 
 
-def unused(source: Source) -> dict[str, str]:
-    """Returns the parameters of `source` that lmx has no layer for, and why."""
-    return {
-        name: why
-        for name in sorted(source.names())
-        for pattern, why in UNUSED.items()
-        if re.search(pattern, name)
-    }
-
-
-def _check_names(model, groups: Groups, source: Source, where: str) -> None:
+def _check_names(
+    model, groups: Groups, source: Source, where: str, idle: Iterable[str]
+) -> None:
     """Raises a `DataError` unless the source has the wanted tensors and no others."""
     have, need = set(source.names()), set(groups)
-    idle = (*BUFFERS, *UNUSED)
     spare = {n for n in have - need if not any(re.search(b, n) for b in idle)}
     tied = [n for n in spare if n in ("lm_head.weight", "output.weight")]
     if model.head == "tied" and tied:

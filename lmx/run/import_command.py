@@ -101,6 +101,8 @@ def report(proof: dict[str, Any]) -> str:
             lines.append(f"         not compared past its {bound}, which is too long")
     if "note" in proof:
         lines.append(f"         {proof['note']}")
-    for name, why in proof["unused"].items():
-        lines.append(f"unused:  {name}: {why}")
+    for why in dict.fromkeys(proof["unused"].values()):
+        names = [name for name, reason in proof["unused"].items() if reason == why]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        lines.append(f"unused:  {names[0]}{more}: {why}")
     return "\n".join(lines)
