@@ -88,7 +88,7 @@ def _mxfp4(source: Safetensors) -> dict[str, Packed]:
     (Open Compute Project, Microscaling Formats, version 1.0).
     """
     found, names, pairs = {}, set(source.names()), _scaled_pairs()
-    for plain in _stems(names, BLOCKS, SCALES):
+    for plain in sorted(_stems(names, BLOCKS, SCALES)):
         parts = blocks, scales = plain + BLOCKS, plain + SCALES
         _check_there(source, names, parts)
         if plain in names:
@@ -110,12 +110,11 @@ def _scaled_pairs() -> np.ndarray:
 
     Both are bfloat16, which holds them exactly; the lower four bits are the first.
     """
-    signed = [*MAGNITUDES, *(-x for x in MAGNITUDES)]
-    values = np.array(signed, np.float32)
+    values = np.array([*MAGNITUDES, *(-x for x in MAGNITUDES)], np.float32)
     byte = np.arange(256)
     pairs = values[np.stack([byte & 15, byte >> 4], axis=-1)]
-    exponents = np.arange(256)[:, None, None] - BIAS
-    with np.errstate(over="ignore"):  # what is not finite is refused when it is read
+    exponents = byte[:, None, None] - BIAS
+    with np.errstate(over="ignore"):  # whoever reads refuses what is not finite
         scaled = np.ldexp(pairs, exponents)
     scaled[NO_NUMBER] = np.nan
     return scaled.astype(jnp.bfloat16).view(np.uint32)[..., 0]
@@ -170,8 +169,9 @@ def _read_fp8(
     span = np.arange(source.shape(weight)[0])[rows]
     scale = source.read(scales).astype(np.float32)[span // taller]
     value = source.read(weight, rows).astype(np.float32)
-    for i in range(scale.shape[1]):  # the last block may be smaller
-        value[:, i * wider : (i + 1) * wider] *= scale[:, i, None]
+    with np.errstate(all="ignore"):  # whoever reads refuses what is not finite
+        for i in range(scale.shape[1]):  # the last block may be smaller
+            value[:, i * wider : (i + 1) * wider] *= scale[:, i, None]
     return value
 
 

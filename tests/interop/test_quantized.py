@@ -27,6 +27,7 @@ CODES = {
 }
 MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
 EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
+KERNEL = "model.layers.0.mlp.gate_proj.weight"
 BLOCK = [16, 20]  # of 32 x 48 and the like: the last ones are smaller
 BLOCKWISE = {
     "quant_method": "fp8",
@@ -355,12 +356,20 @@ def test_layers_past_the_last_that_no_config_tells_are_refused(
         load(tmp_path)
 
 
-def test_a_scale_that_is_no_number_is_refused(gpt_oss, tmp_path):
-    for file in gpt_oss[0].iterdir():
+@pytest.mark.parametrize(
+    ("model", "scales", "value"),
+    [
+        ("gpt_oss", f"{EXPERTS}_scales", 255),
+        ("deepseek", f"{KERNEL}_scale_inv", np.inf),
+        ("deepseek", f"{KERNEL}_scale_inv", np.nan),
+    ],
+)
+def test_a_scale_that_is_no_number_is_refused(request, tmp_path, model, scales, value):
+    for file in request.getfixturevalue(model)[0].iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     found = Safetensors(tmp_path)
     tensors = {name: np.array(found.read(name)) for name in found.names()}
-    tensors[f"{EXPERTS}_scales"][1, 2, 0] = 255
+    tensors[scales][-1, -1] = value
     write(tmp_path, tensors)
-    with pytest.raises(DataError, match=f"{EXPERTS} holds values that are not finite"):
+    with pytest.raises(DataError, match=r"gate_.*proj.* holds values that are not fin"):
         load(tmp_path)
