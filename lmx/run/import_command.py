@@ -103,6 +103,6 @@ def report(proof: dict[str, Any]) -> str:
         lines.append(f"         {proof['note']}")
     for why in dict.fromkeys(proof["unused"].values()):
         names = [name for name, reason in proof["unused"].items() if reason == why]
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        lines.append(f"unused:  {names[0]}{more}: {why}")
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"unused:  {', '.join(names[:3])}{more}: {why}")
     return "\n".join(lines)

@@ -307,7 +307,7 @@ def test_the_command_prints_and_writes_what_the_api_gives(bert, tmp_path, capsys
     finally:
         (bert[0] / "modules.json").unlink()
     told = capsys.readouterr().out
-    assert "unused:  pooler.dense.weight" in told
+    assert "unused:  pooler.dense.bias, pooler.dense.weight: BERT" in told
     assert "lmx embed" in told
     expected = load(work).embed(["a b", "c"], pooling="mean")
     assert main(["embed", f"--workdir={work}", "a b", "c"]) == DONE

@@ -338,7 +338,7 @@ def test_an_import_carries_its_proof_and_names_what_is_unused(
     assert proof["weights"]["max_abs_difference"] == 0
     assert set(proof["unused"]) == unused
     told = capsys.readouterr().out
-    assert ("and 3 more: DeepSeek-V3 guesses" in told) == bool(unused)
+    assert ("and 1 more: DeepSeek-V3 guesses" in told) == bool(unused)
     if proof["logits"] is None:
         assert "FP8" in proof["note"]
 
