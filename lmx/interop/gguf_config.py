@@ -98,12 +98,24 @@ def write_gguf_config(m: Architecture) -> tuple[dict[str, Any], Sequence[Row]]:
       UserError: no architecture expresses it.
     """
     kind, _ = write_config(m)
-    if kind not in ARCHITECTURES or m.rope_scaling not in (None, "linear", "llama3"):
+    if kind not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
         raise UserError(
-            f"model.rope_scaling={m.rope_scaling!r} of the family {kind!r} cannot be "
-            "written to GGUF; export to hf"
+            f"a model of the family {kind!r} cannot be written to GGUF, of which lmx "
+            f"knows {known}; export to hf"
         )
-    rows, _ = ARCHITECTURES[kind]
+    rows, fixed = ARCHITECTURES[kind]
+    # Biases of queries would have to be turned as their kernels are.
+    allowed = {
+        "rope_scaling": (None, "linear", "llama3"),
+        "biases": (fixed.get("biases", "none"),),
+    }
+    for name, values_here in allowed.items():
+        if getattr(m, name) not in values_here:
+            raise UserError(
+                f"model.{name}={getattr(m, name)!r} of the family {kind!r} cannot be "
+                "written to GGUF; export to hf"
+            )
     epsilon = "layer_norm_epsilon" if kind == "gpt2" else "layer_norm_rms_epsilon"
     values: dict[str, Any] = {
         "context_length": m.context_length,

@@ -308,6 +308,25 @@ def test_what_no_family_has_is_refused_by_name(tmp_path, to, option, value):
     assert names_of(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"biases": "attention"}, "model.biases='attention' of the family 'llama'"),
+        (
+            {"rope_scaling": "yarn", "rope_original_length": 8, "rope_factor": 8.0},
+            "model.rope_scaling='yarn' of the family 'llama'",
+        ),
+        ({"ffns": ("moe",), "num_experts": 2}, "a model of the family 'mixtral'"),
+    ],
+)
+def test_what_gguf_cannot_say_is_written_for_transformers(tmp_path, changes, said):
+    model = model_of("llama tied", **changes)
+    with pytest.raises(UserError, match=f"{said}.* cannot be written to GGUF"):
+        model.save(tmp_path / "out", to="gguf")
+    assert names_of(tmp_path) == []
+    model.save(tmp_path / "out", to="hf")
+
+
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize("limit", [0, 200, 30_000])
 @pytest.mark.parametrize("to", ["hf", "gguf"])
