@@ -223,6 +223,10 @@ class Session:
         """Ends a row; its reason becomes 'stop'."""
         self._status[row] = HALTED
 
+    def prefilled(self) -> tuple[State, int]:
+        """Returns the state before the first `advance`, and the slots of its cache."""
+        return self._state, self._slots
+
     def advance(self, steps: int | None = None) -> list[list[int]]:
         """Adds up to `steps` (default and at most `chunk`) tokens; returns the new."""
         generator = self._generator

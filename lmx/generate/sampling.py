@@ -24,6 +24,7 @@ from lmx.core.errors import UserError
 
 COLDEST = 1e-6  # positive temperatures below are taken as this: 1 / T stays finite
 SEEDS = 2**32
+MOST_BEAMS = 64  # each has a cache of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,10 @@ class SamplingConfig:
       min_p: drop tokens less probable than this share of the most probable one's.
       repetition_penalty: above 1 lowers the logits of tokens already in the text,
         the prompt's included; 1 leaves them.
+      beams: above 1 searches for the most probable text with so many at once, and
+        draws nothing: temperature and cuts do not count.
+      length_penalty: of beams: scores are divided by length to this power; above 0
+        favours longer texts.
       max_new_tokens: the most tokens to add; the context length may end it sooner.
       stop: strings that end the text; the first one found is cut off.
       seed: decides every draw, with the row's number and the token's position.
@@ -52,6 +57,8 @@ class SamplingConfig:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    beams: int = 1
+    length_penalty: float = 1.0
     max_new_tokens: int = 128
     stop: tuple[str, ...] = ()
     seed: int = 0
@@ -63,6 +70,7 @@ class SamplingConfig:
             ("top_p", lambda x: 0 < x <= 1, "in (0, 1]; 1 keeps all tokens"),
             ("min_p", lambda x: 0 <= x <= 1, "in [0, 1]; 0 keeps all tokens"),
             ("repetition_penalty", lambda x: x > 0, "above 0; 1 changes nothing"),
+            ("length_penalty", lambda x: True, "; 0 leaves scores alone"),
         ):
             value = getattr(self, name)
             real = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -70,6 +78,7 @@ class SamplingConfig:
                 raise UserError(f"{name}={value!r} must be a number {must}")
         for name, least, most in (
             ("top_k", 1, None),
+            ("beams", 1, MOST_BEAMS),
             ("max_new_tokens", 1, None),
             ("seed", 0, SEEDS - 1),
         ):
@@ -84,6 +93,11 @@ class SamplingConfig:
                     f"{name}={value!r} must be a whole number, at least {least}"
                     f"{upto}{hint}"
                 )
+        if self.beams > 1 and self.repetition_penalty != 1:
+            raise UserError(
+                f"repetition_penalty={self.repetition_penalty} does not go with "
+                f"beams={self.beams}; leave it 1, or search with beams=1"
+            )
         self._check_words()
 
     def _check_words(self):

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from lmx.core.errors import UserError
+from lmx.generate.beam import beam_search
 from lmx.generate.decode import FinishReason, Generator, Session
 from lmx.generate.sampling import SamplingConfig
 from lmx.inputs.tokenizers import StreamDecoder, Tokenizer
@@ -50,6 +51,8 @@ def complete(
             f"prompts={prompts[:40]!r} is one string; write [prompt] for one prompt"
         )
     encoded = encode_prompts(tokenizer, prompts)
+    if sampling.beams > 1:
+        return [_search(generator, tokenizer, ids, sampling) for ids in encoded]
     completions: list[Completion] = []
     for start in range(0, len(encoded), generator.max_batch):
         part = encoded[start : start + generator.max_batch]
@@ -86,8 +89,12 @@ def stream(
 
     A prompt is text, or token ids that are taken as they are.
 
-    The first calls of the decode loop are short, so that the first word comes early.
+    The first calls of the decode loop are short, so that the first word comes early;
+    what beams find comes at once.
     """
+    if sampling.beams > 1:
+        yield complete(generator, tokenizer, [prompt], sampling)[0].text
+        return
     session = generator.start(encode_prompts(tokenizer, [prompt]), sampling)
     writer = _Writer(tokenizer, sampling.stop, generator.eos_ids)
     steps = 1
@@ -98,6 +105,22 @@ def stream(
             yield piece
     if last := writer.close():
         yield last
+
+
+def _search(
+    generator: Generator,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    sampling: SamplingConfig,
+) -> Completion:
+    """Returns the best continuation that beams find, cut at the first stop string."""
+    best = beam_search(generator, prompt, sampling)[0]
+    writer = _Writer(tokenizer, sampling.stop, generator.eos_ids)
+    text = writer.write(best.tokens)
+    text += writer.close()
+    used = writer.used
+    reason: FinishReason = "stop" if writer.stopped else best.finish_reason
+    return Completion(text, best.tokens[:used], best.logprobs[:used], reason)
 
 
 def encode_prompts(

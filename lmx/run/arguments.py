@@ -65,6 +65,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="above 1 avoids tokens already there",
     )
+    add("--beams", type=int, help="above 1 searches for the most probable text")
+    add(
+        "--length_penalty",
+        "--length-penalty",
+        type=float,
+        help="of beams: above 0 favours longer texts (default 1)",
+    )
     add("--max_new_tokens", "--max-new-tokens", type=int, help="(default 128)")
     add("--stop", action="append", default=[], help="end at this text; may be repeated")
     add("--seed", type=int, help="decides the draws (default 0)")
@@ -83,7 +90,7 @@ def chosen_sampling(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the sampling options that were given, by name."""
     names = (
         *("temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
-        *("max_new_tokens", "seed"),
+        *("beams", "length_penalty", "max_new_tokens", "seed"),
     )
     chosen = {name: getattr(options, name) for name in names}
     sampling = {name: value for name, value in chosen.items() if value is not None}
