@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 
@@ -14,6 +15,8 @@ from lmx.models.attention import Context, slopes, slot_positions, write_cache
 from lmx.models.linear import make_linear
 from lmx.models.norms import make_norm
 from lmx.models.parameters import parameter
+
+EPSILON = 1e-6  # of the norms of latents: the authors' code has it fixed
 
 
 class LatentAttention(nn.Module):
@@ -83,8 +86,8 @@ class LatentAttention(nn.Module):
         c, name, axis = self.config, "query", "embed"
         if c.query_latent_dim is not None:
             x_BLD = self._down("query_latent", x_BLD, c.query_latent_dim)
-            norm = make_norm("rmsnorm", c, name="query_latent_norm", axis="latent")
-            x_BLD, name, axis = norm(x_BLD), "query_up", "latent"
+            x_BLD = self._normalised("query_latent_norm", x_BLD)
+            name, axis = "query_up", "latent"
 
         def to_heads(part: str, size: int):
             return make_linear(
@@ -110,9 +113,13 @@ class LatentAttention(nn.Module):
         c = self.config
         assert c.kv_latent_dim is not None
         latent_BLC = self._down("latent", x_BLD, c.kv_latent_dim)
-        norm = make_norm("rmsnorm", c, name="latent_norm", axis="latent")
+        latent_BLC = self._normalised("latent_norm", latent_BLC)
         key_BLR = self._down("key_rope", x_BLD, self._sizes()[0])
-        return norm(latent_BLC), self._rotate(key_BLR[:, :, None], context)
+        return latent_BLC, self._rotate(key_BLR[:, :, None], context)
+
+    def _normalised(self, name: str, x):
+        c = dataclasses.replace(self.config, norm_epsilon=EPSILON)
+        return make_norm("rmsnorm", c, name=name, axis="latent")(x)
 
     def _down(self, name: str, x_BLD, size: int):
         return make_linear(

@@ -157,7 +157,8 @@ class Reference:
     def norm(self, kind, values, name, x):
         if kind == "layernorm":
             x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.c.norm_epsilon)
+        epsilon = 1e-6 if "latent" in name else self.c.norm_epsilon
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon)
         return x * values[f"{name}/scale"] + values.get(f"{name}/bias", 0)
 
     def mlp(self, b, x):
