@@ -22,6 +22,13 @@ TRAINING = (
     *("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
     *("aux_loss_alpha", "seq_aux", "ep_size", "num_nextn_predict_layers"),
 )
+# What gpt-oss scales rotation by where its file has neither of the two fields.
+GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
 
 
 def _read_experts(f: Fields) -> dict[str, Any]:
@@ -57,6 +64,7 @@ def _read_norm(f: Fields, kind: str) -> str:
 def read_qwen3_moe(f: Fields) -> dict[str, Any]:
     """Every so many layers have experts, but for some that are named."""
     f.take("max_window_layers")
+    f.only("use_qk_norm", True)
     if f.take("use_sliding_window", False):
         windows_everywhere(f)
     else:
@@ -89,6 +97,8 @@ def read_gpt_oss(f: Fields) -> dict[str, Any]:
     if f.look("layer_types", None) is None:
         names = ("sliding_attention", "full_attention")
         f.put("layer_types", [names[i % 2] for i in range(f.layers())])
+    if not any(f.look(name, None) for name in ("rope_scaling", "rope_parameters")):
+        f.put("rope_parameters", GPT_OSS_ROPE)
     f.only("attention_bias", True)
     f.only("swiglu_alpha", 1.702)
     f.only("swiglu_limit", 7.0)
@@ -108,7 +118,6 @@ def _read_deepseek(f: Fields) -> dict[str, Any]:
     for name in ("qk_head_dim", "head_dim", "num_key_value_heads"):
         f.take(name)  # follow from others
     f.only("moe_layer_freq", 1)
-    f.only("rms_norm_eps", 1e-6)  # that of the latents' norms, which no field sets
     rotated, plain = f.number("qk_rope_head_dim"), f.number("qk_nope_head_dim")
     query = f.take("q_lora_rank")
     if query is not None:

@@ -164,12 +164,6 @@ FAMILIES: dict[str, Family] = {
             "rope_theta": 150_000.0,
             "num_local_experts": 128,
             "num_experts_per_tok": 4,
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "factor": 32.0,
-                "truncate": False,
-                "original_max_position_embeddings": 4096,
-            },
         },
     ),
     "deepseek_v2": Family(

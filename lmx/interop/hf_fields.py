@@ -54,6 +54,35 @@ HARMLESS = {
     "problem_type",
     "cache_implementation",
     "n_ctx",
+    "n_special",
+    "predict_special_tokens",
+    "output_past",
+    "tokenizer_class",
+    "custom_pipelines",
+    "max_sequence_length",
+    "is_llama_config",
+    "transformers.js_config",
+    "unsloth_version",
+    "unsloth_fixed",
+    "_num_labels",
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "directionality",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+}
+# Fields that published files spell out, of parts that their models do not have.
+ABSENT = {
+    "use_mrope": False,
+    "rope_interleaved": False,
+    "lm_head_bias": False,
+    "qkv_bias": False,
+    "shared_expert_intermediate_size": 0,
+    "full_attn_mod": 1,
+    "interpolate_factor": 1,
 }
 
 
@@ -151,8 +180,12 @@ class Fields:
     def finish(self) -> None:
         """Refuses what nobody took."""
         for name, value in self._left.items():
-            if name not in HARMLESS and value is not None:
+            if name in HARMLESS or value is None:
+                continue
+            if name not in ABSENT:
                 raise self.refusal(name, value, "lmx does not know this field")
+            if value != ABSENT[name]:
+                raise self.refusal(name, value, f"lmx can express {ABSENT[name]!r}")
 
     def refusal(self, name: str, value: Any, why: str) -> UserError:
         """Returns the error that refuses a field."""

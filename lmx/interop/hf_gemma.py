@@ -11,8 +11,9 @@ from lmx.interop.hf_llama import layer_types, read_decoder, write_llama
 
 def read_gemma(f: Fields, *, windows: bool = False) -> dict[str, Any]:
     """Scaled embeddings, norms of 1 + weight, a GELU gate."""
-    for name in ("hidden_act", "hidden_activation"):
-        f.only(name, "gelu_pytorch_tanh")
+    # The first files say 'gelu' and mean its tanh form, as transformers knows.
+    f.only("hidden_act", "gelu_pytorch_tanh", "gelu")
+    f.only("hidden_activation", "gelu_pytorch_tanh")
     f.only("use_bidirectional_attention", False)
     tied = f.take("tie_word_embeddings", True)
     options = read_decoder(f, windows=windows)
@@ -36,6 +37,7 @@ def windows_but_every(f: Fields, every: int) -> None:
 def read_gemma2(f: Fields) -> dict[str, Any]:
     """Norms before and after each sublayer, soft caps, a scale of its own."""
     windows_but_every(f, 2)
+    f.only("sliding_window_size", None, f.look("sliding_window", None))
     own = {
         "norm_position": "both",
         "attention_softcap": f.cap("attn_logit_softcapping"),
@@ -47,6 +49,7 @@ def read_gemma2(f: Fields) -> dict[str, Any]:
 
 def read_gemma3(f: Fields) -> dict[str, Any]:
     """Norms of queries and keys, and another rotary base in layers with a window."""
+    f.only("attn_logit_softcapping", None)  # transformers would not apply it
     name = "_sliding_window_pattern"
     every = f.number("sliding_window_pattern", f.number(name, 6))
     windows_but_every(f, every)

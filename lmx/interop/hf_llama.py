@@ -122,8 +122,18 @@ def read_qwen(f: Fields, *, biases: bool = True) -> dict[str, Any]:
 
 
 def read_qwen2(f: Fields) -> dict[str, Any]:
-    """Biases on queries, keys and values."""
-    return {**read_qwen(f, biases=False), "biases": "qkv"}
+    """Biases on queries, keys and values.
+
+    Long ones were made for attention in chunks, which is the usual one inside a chunk:
+    that is the context here.
+    """
+    options = {**read_qwen(f, biases=False), "biases": "qkv"}
+    chunks = f.table("dual_chunk_attention_config")
+    if chunks:
+        inner = Fields(chunks, f.where, "dual_chunk_attention_config.")
+        usual = inner.number("chunk_size") - inner.number("local_size")
+        options["context_length"] = min(options["context_length"], usual)
+    return options
 
 
 def read_qwen3(f: Fields) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def _read_scaling(inner: Fields, kind: str, length: int, f: Fields) -> dict[str,
     factor = inner.real("factor", length / original)
     options |= {"rope_factor": factor, "rope_original_length": original}
     if kind in TURN_FIELDS:
+        inner.take("finetuned")  # a note of the authors of YaRN
         turns = zip(TURN_FIELDS[kind], TURNS[kind], strict=True)
         found = tuple(inner.real(name, default) for name, default in turns)
         options["rope_turns"] = None if found == TURNS[kind] else found

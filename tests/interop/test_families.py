@@ -220,6 +220,7 @@ CASES = {
             "q_lora_rank": 20,
             "n_group": 3,
             "topk_group": 2,
+            "rms_norm_eps": 1e-2,  # but not of the norms of latents
             "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
             **FEW,
         },
@@ -362,6 +363,11 @@ def test_every_family_is_tried():
         ("gemma3_text", ("layer_types",), {}),
         ("qwen2_windows", ("layer_types",), {"max_window_layers": 1}),
         ("llama3.1", ("rope_parameters",), {"rope_theta": 1e4, "rope_scaling": LLAMA3}),
+        (
+            "gpt_oss",
+            ("rope_parameters",),
+            {"rope_theta": 500.0, "rope_scaling": {**YARN, "truncate": False}},
+        ),
     ],
 )
 def test_files_of_older_versions_mean_the_same(tmp_path, case, gone, given):
@@ -369,9 +375,8 @@ def test_files_of_older_versions_mean_the_same(tmp_path, case, gone, given):
     fields = getattr(transformers, f"{name}Config")(**options).to_dict()
     _, new = read_config(fields, "new")
     old = {k: v for k, v in fields.items() if k not in gone} | given
-    if given.get("rope_scaling"):
-        scaling = {k: v for k, v in LLAMA3.items() if k != "rope_theta"}
-        old["rope_scaling"] = scaling
+    if scaling := given.get("rope_scaling"):
+        old["rope_scaling"] = {k: v for k, v in scaling.items() if k != "rope_theta"}
     assert read_config(old, "old") == (fields["model_type"], new)
 
 
