@@ -156,7 +156,8 @@ class LanguageModel:
         text, and without training for it neither is a good embedding.
 
         Raises:
-          UserError: a text is empty or longer than the context.
+          UserError: a text is longer than the context, or has no tokens: an empty one
+            that gets none to begin or end with.
         """
         from lmx.generate.embedding import embed
 

@@ -26,6 +26,8 @@ def main(argv: list[str]) -> int:
     output = Path(options.output) if options.output else None
     if output is not None and output.suffix != ".npy":
         raise UserError(f"--output={output} must end in .npy")
+    if output is not None and not output.parent.is_dir():  # before hours of work
+        raise UserError(f"--output={output}: there is no folder {output.parent}")
 
     from lmx.api import load
 
@@ -65,7 +67,7 @@ def parser() -> Parser:
         metavar="DIR",
         help="an imported encoder, any other model, or a published one",
     )
-    add("--file", metavar="FILE", help="one text a line; '-' reads stdin")
+    add("--file", metavar="FILE", help="a text a line, a vector each; '-' is stdin")
     add("--output", metavar="FILE.npy", help="write the vectors instead of JSON lines")
     add("--similarity", action="store_true", help="print the matrix of cosines")
     add(
@@ -92,7 +94,7 @@ def read_texts(options) -> list[str]:
         raise DataError(
             f"--file={options.file} is not UTF-8 text: {error.reason}"
         ) from error
-    texts = [line for line in whole.split("\n") if line.strip()]
-    if not texts:
+    if not whole.strip():
         raise DataError(f"--file={options.file} holds no text; write one a line")
-    return texts
+    # Line n is vector n: a blank line counts, and only an encoder has a vector for it.
+    return whole.removesuffix("\n").split("\n")

@@ -76,7 +76,8 @@ def import_model(source: str, folder: Path, *, dtype: DType = "float32") -> None
         write_atomic(folder / "config.json", configs.to_json(imported_config(model)))
     print(report(proof))
     verb = "chat" if pretrained.chat_template else 'generate --prompt="Once"'
-    verb = verb if model.attention == "causal" else 'embed "a text"'
+    if model.attention == "bidirectional":
+        verb = 'embed --similarity "A cat" "A kitten" "Tax law"'
     print(f"written: {folder}\nnext:    lmx {verb} --workdir={folder}")
 
 

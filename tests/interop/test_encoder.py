@@ -14,7 +14,7 @@ import pytest
 
 from lmx.__main__ import main
 from lmx.api import load
-from lmx.core.errors import DONE, USAGE, UserError
+from lmx.core.errors import DATA, DONE, USAGE, UserError
 from lmx.core.schema import ObjectiveConfig
 from lmx.generate.embedding import embed
 from lmx.interop.hf_config import read_config, write_config
@@ -316,9 +316,28 @@ def test_the_command_prints_and_writes_what_the_api_gives(bert, tmp_path, capsys
     np.testing.assert_allclose(
         [line["embedding"] for line in lines], expected, rtol=1e-5
     )
-    (tmp_path / "texts").write_text("a b\n\nc\n")
+    (tmp_path / "texts").write_text("a b\nc\n")
     argv = ["embed", f"--workdir={work}", f"--file={tmp_path}/texts", "--similarity"]
     assert main([*argv, f"--output={vectors}"]) == DONE
     np.testing.assert_array_equal(np.load(vectors), expected)
     assert capsys.readouterr().out.count("1.000") == 2
     assert main(["embed", f"--workdir={work}"]) == USAGE
+
+
+def test_each_line_of_a_file_has_a_vector_blank_ones_too(bert, tmp_path, capsys):
+    file, vectors = tmp_path / "texts", tmp_path / "x.npy"
+    file.write_text("a b\n\nc\n")
+    argv = ["embed", f"--workdir={bert[0]}", f"--file={file}"]
+    assert main([*argv, f"--output={vectors}"]) == DONE
+    np.testing.assert_array_equal(
+        np.load(vectors), load(bert[0]).embed(["a b", "", "c"])
+    )
+    file.write_text(" \n\n")
+    assert main(argv) == DATA
+    assert "holds no text" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_missing_is_named_before_any_work(tmp_path, capsys):
+    argv = ["embed", f"--workdir={tmp_path}/none", "a", f"--output={tmp_path}/b/x.npy"]
+    assert main(argv) == USAGE
+    assert f"there is no folder {tmp_path}/b" in capsys.readouterr().err
