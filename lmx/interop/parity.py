@@ -26,23 +26,37 @@ LARGEST_SCORES = 2e9  # bytes of attention scores, or thousands of FLOPs, of a t
 LARGEST_REFERENCE = 1e9  # bytes in float32 that torch may take beside our own
 CAUSAL = "AutoModelForCausalLM"
 TOLERANCE = 1e-4  # in float32, for outputs of about 1; larger ones in proportion
-# Relative rounding of one conversion to a dtype.
-ROUNDING = {"float32": 0.0, "bfloat16": 2.0**-8, "float16": 2.0**-10}
+# What one conversion to a dtype rounds by: of the largest value, and of the least.
+ROUNDING = {
+    "float32": (0.0, 0.0),
+    "bfloat16": (2.0**-8, 0.0),
+    "float16": (2.0**-10, 2.0**-24),
+    # Steps of 1/127 of the largest of 32 values, which is kept as a float16.
+    "int8": (0.5 / 127 + 2.0**-10, 127 * 2.0**-24),
+}
 
 
-def parity(pretrained: Pretrained, params: Any, model: Architecture) -> dict[str, Any]:
+def parity(
+    pretrained: Pretrained,
+    params: Any,
+    model: Architecture,
+    *,
+    dtype: str | None = None,
+) -> dict[str, Any]:
     """Returns what `parity.json` holds; `ok` says whether all is within tolerance.
 
-    `params` are those that were made of `pretrained`, of architecture `model`.
+    `params` are those that were made of `pretrained`, of architecture `model`, or that
+    it was made of; `dtype` is what they were rounded to, by default `param_dtype`.
     """
+    dtype = dtype or model.param_dtype
     outputs = "logits" if model.attention == "causal" else "hidden_states"
-    found = {
-        **weight_parity(pretrained, params, model),
+    found: dict[str, Any] = {
+        "weights": weight_parity(pretrained, params, model, dtype=dtype),
         "unused": _unused(pretrained),
         "logits": None,
         "hidden_states": None,
     }
-    why = _unmeasured(pretrained, model)
+    why = _unmeasured(pretrained, model, dtype)
     if why is None:
         found[outputs] = output_parity(pretrained, params, model)
     else:
@@ -61,7 +75,7 @@ def _unused(pretrained: Pretrained) -> dict[str, str]:
     }
 
 
-def _unmeasured(pretrained: Pretrained, model: Architecture) -> str | None:
+def _unmeasured(pretrained: Pretrained, model: Architecture, dtype: str) -> str | None:
     """Returns why outputs are not compared with a reference, None if they are."""
     size = 4 * parameter_count(model)
     if not pretrained.where.is_dir():
@@ -70,8 +84,8 @@ def _unmeasured(pretrained: Pretrained, model: Architecture) -> str | None:
         return "torch and transformers are not installed"
     if pretrained.packing == "fp8":
         return "transformers unpacks FP8 with accelerate only, and no partial blocks"
-    if model.param_dtype != "float32":
-        return f"the weights are {model.param_dtype}"
+    if dtype != "float32":
+        return f"the weights are {dtype}"
     if size > LARGEST_REFERENCE:
         return (
             f"in float32 the model has {size / 1e9:.1f} GB and the reference needs a "
@@ -85,10 +99,16 @@ def has_reference() -> bool:
     return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 
 
-def weight_parity(pretrained: Pretrained, params: Any, model: Architecture) -> dict:
-    """Compares each tensor with the one that its parameters give when turned back."""
-    worst, where, count = 0.0, "", 0
-    rounding = ROUNDING[model.param_dtype]
+def weight_parity(
+    pretrained: Pretrained, params: Any, model: Architecture, *, dtype: str
+) -> dict[str, Any]:
+    """Compares each tensor with the one that its parameters give when turned back.
+
+    They may differ by one rounding to `dtype`. Of tensors past it the worst is named.
+    """
+    worst = wrong = 0.0
+    where, count = "", 0
+    relative, absolute = ROUNDING[dtype]
     for name, shape, make in published(model, pretrained.rows, params):
         whole, difference, largest = make(), 0.0, 0.0
         for rows in row_chunks(shape):
@@ -96,11 +116,13 @@ def weight_parity(pretrained: Pretrained, params: Any, model: Architecture) -> d
             ours = np.asarray(whole[rows], np.float32)
             difference = np.maximum(difference, np.abs(ours - theirs).max(initial=0.0))
             largest = max(largest, float(np.abs(theirs).max(initial=0.0)))
-        if not difference <= rounding * largest and not difference <= worst:
-            worst, where = float(difference), name
+        fine = difference <= relative * largest + absolute
+        if not fine and not difference <= wrong:  # of what is no number, both are false
+            wrong, where = float(difference), name
+        worst = float(np.maximum(worst, difference))
         count += 1
     weights = {"tensors": count, "max_abs_difference": worst, "ok": not where}
-    return {"weights": {**weights, **({"tensor": where} if where else {})}}
+    return {**weights, **({"tensor": where} if where else {})}
 
 
 def output_parity(
@@ -180,19 +202,25 @@ def _reference(pretrained: Pretrained, kind: str) -> tuple[Any, str]:
     import torch
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()
+    logs = transformers.utils.logging
+    logs.disable_progress_bar()
+    verbosity = logs.get_verbosity()
+    logs.set_verbosity_error()  # that an encoder comes without a pooler is no news
     load = getattr(transformers, kind).from_pretrained
     more = {}
     if pretrained.packing == "mxfp4":  # which it would else compute with, on a GPU
         more["quantization_config"] = transformers.Mxfp4Config(dequantize=True)
-    model = load(
-        pretrained.where,
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        **more,
-    )
+    try:
+        model = load(
+            pretrained.where,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **more,
+        )
+    finally:
+        logs.set_verbosity(verbosity)
     return model.eval(), f"transformers {transformers.__version__}"
 
 

@@ -36,17 +36,18 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
 
     from lmx.api import load
+    from lmx.core.workdir import write_atomic
     from lmx.interop.parity import parity
     from lmx.interop.pretrained import open_pretrained
 
     model = load(options.workdir, step=options.step)
     path = model.save(options.directory, to=options.to, dtype=options.dtype)
     print(f"written: {path}")
-    if options.dtype == "float32":
-        proof = parity(open_pretrained(path), model.params, model.model)
-        folder = Path(options.directory)
-        (folder / PARITY).write_text(json.dumps(proof, indent=2) + "\n", "utf8")
-        print(report(proof))
-        if not proof["ok"]:
-            raise DataError(f"the export is wrong, see {folder / PARITY}")
+    written = open_pretrained(path)
+    proof = parity(written, model.params, model.model, dtype=options.dtype)
+    file = Path(options.directory) / PARITY
+    write_atomic(file, json.dumps(proof, indent=2) + "\n")
+    if not proof["ok"]:
+        raise DataError(f"the export is wrong, see {file}")
+    print(report(proof))
     return DONE

@@ -84,7 +84,9 @@ def import_model(source: str, folder: Path, *, dtype: DType = "float32") -> None
 def report(proof: dict[str, Any]) -> str:
     """Returns the proof in words."""
     weights, logits = proof["weights"], proof["logits"]
-    lines = [f"parity:  {weights['tensors']} tensors are those of the source"]
+    rounded = weights["max_abs_difference"]
+    but = f", rounded by at most {rounded:.1e}" if rounded else ""
+    lines = [f"parity:  {weights['tensors']} tensors are those of the source{but}"]
     if logits is not None:
         lines.append(
             f"         logits differ by at most {logits['max_abs_difference']:.1e} "

@@ -6,6 +6,7 @@ The tiny models are random; `test_real_models.py` has a trained one.
 from __future__ import annotations
 
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +182,23 @@ def test_what_is_exported_is_the_encoder_without_its_pooler(bert, tmp_path):
         reference(again, tokens), reference(model, tokens), atol=1e-5, rtol=0
     )
     assert load(tmp_path / "out").model == lm.model
+
+
+def test_transformers_says_nothing_of_a_missing_pooler(bert, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        assert main(["export", f"--workdir={bert[0]}", str(tmp_path / "out")]) == DONE
+        assert told == []
+        transformers.BertModel.from_pretrained(tmp_path / "out", local_files_only=True)
+        assert "pooler" in "".join(told)  # it is heard where it is not kept silent
+    finally:
+        logger.removeHandler(handler)
+    assert "hidden states differ by at most" in capsys.readouterr().out
 
 
 def test_the_proof_holds_hidden_states_and_names_what_is_unused(bert):

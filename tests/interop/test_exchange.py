@@ -25,7 +25,7 @@ import tokenizers
 import lmx
 from lmx.__main__ import main
 from lmx.api import LanguageModel, imported_config
-from lmx.core.errors import DONE, USAGE, StorageError, UserError
+from lmx.core.errors import DATA, DONE, USAGE, StorageError, UserError
 from lmx.core.schema import ModelConfig
 from lmx.core.trees import flatten_with_names, nest
 from lmx.inputs.tokenizers import Tokenizer, train_tokenizer
@@ -409,6 +409,29 @@ def test_an_import_into_bfloat16_is_rounded_once(tmp_path, capsys, source):
     assert found.model.param_dtype == "bfloat16"
     rounded = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), source[1].params)
     assert_same_params(found.params, rounded)
+    weights = json.loads((workdir / "parity.json").read_text())["weights"]
+    off = jax.tree.map(lambda x, y: np.abs(x - y).max(), rounded, source[1].params)
+    assert weights["ok"] is True
+    assert weights["max_abs_difference"] == max(jax.tree.leaves(off)) > 0
+
+
+@pytest.mark.parametrize(
+    ("to", "dtype"),
+    [("hf", "bfloat16"), ("hf", "float16"), ("gguf", "bfloat16"), ("gguf", "int8")],
+)
+def test_every_export_has_its_proof(tmp_path, capsys, monkeypatch, source, to, dtype):
+    argv = ("export", f"--workdir={source[0]}", f"--to={to}", f"--dtype={dtype}")
+    code, said, err = run(capsys, *argv, tmp_path / "a")
+    assert code == DONE, err
+    assert "rounded by at most" in said
+    proof = json.loads((tmp_path / "a" / "parity.json").read_text())
+    assert proof["weights"]["ok"] is True
+    assert 0 < proof["weights"]["max_abs_difference"] < 0.02
+    assert dtype in proof["note"] or to == "gguf"
+    monkeypatch.setattr("lmx.interop.parity.ROUNDING", {dtype: (2.0**-14, 0.0)})
+    code, said, err = run(capsys, *argv, tmp_path / "b")
+    assert (code, "the export is wrong" in err) == (DATA, True)
+    assert "are those of the source" not in said
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf"])
