@@ -301,6 +301,7 @@ def imported_config(model: ModelConfig) -> ExperimentConfig:
 def _load_workdir(
     folder: Path, step: int | None, like: Any, quantize: Quantize
 ) -> LanguageModel:
+    from lmx.interop.text_files import read_text
     from lmx.training.checkpoints import Checkpoints
 
     try:
@@ -325,13 +326,13 @@ def _load_workdir(
                 "restore the folder from the run that trained it"
             )
         params = checkpoints.restore_params(step, like=like)
-    template = folder / TEMPLATE
+    file = folder / TEMPLATE
     return LanguageModel(
         config,
         params,
         tokenizer,
         step=step,
-        chat_template=template.read_text("utf8") if template.exists() else None,
+        chat_template=read_text(file) if file.exists() else None,
         quantize=quantize,
         family=facts.get("family"),
     )

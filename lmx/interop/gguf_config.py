@@ -11,6 +11,7 @@ from lmx.core.schema import Architecture, ModelConfig
 from lmx.interop.gguf_file import GGUFFile
 from lmx.interop.gguf_rope import FACTORS, LENGTH, read_rope_factors, rope_factors
 from lmx.interop.hf_config import write_config
+from lmx.interop.hf_fields import Fields
 from lmx.interop.names import GGUF_GPT2, GGUF_LLAMA, GGUF_QWEN, Row
 
 # general.architecture → names of tensors, and the options that it stands for.
@@ -23,8 +24,6 @@ ARCHITECTURES: dict[str, tuple[Sequence[Row], dict[str, Any]]] = {
         {"positions": "learned", "norm": "layernorm", "mlp": "gelu", "biases": "all"},
     ),
 }
-# What a file may say of a model besides, without changing what it computes.
-HARMLESS = ("vocab_size", "attention.value_length", "rope.dimension_count")
 
 
 def read_gguf_config(file: GGUFFile) -> tuple[ModelConfig, Sequence[Row]]:
@@ -35,60 +34,53 @@ def read_gguf_config(file: GGUFFile) -> tuple[ModelConfig, Sequence[Row]]:
     """
     kind = str(file.metadata.get("general.architecture"))
     rows, fixed = pick(ARCHITECTURES, kind, f"{file.path}: general.architecture")
-    left = {
-        key.removeprefix(f"{kind}."): value
-        for key, value in file.metadata.items()
-        if key.startswith(f"{kind}.")
-    }
-
-    def take(key: str, default: Any = None) -> Any:
-        value = left.pop(key, default)
-        if value is None:
-            raise UserError(f"{file.path} lacks the key {kind}.{key}")
-        return value
-
-    heads, width = take("attention.head_count"), take("embedding_length")
-    tables = file.tensors
+    keys, tables = _fields(file, f"{kind}."), file.tensors
+    heads, width = keys.number("attention.head_count"), keys.number("embedding_length")
     if "token_embd.weight" not in tables:
         raise UserError(f"{file.path} lacks the tensor token_embd.weight")
-    head_dim = take("attention.key_length", width // heads)
+    head_dim = keys.number("attention.key_length", width // heads)
     epsilon = "layer_norm_epsilon" if kind == "gpt2" else "layer_norm_rms_epsilon"
     options = {
         "vocab_size": tables["token_embd.weight"].shape[0],
-        "context_length": take("context_length"),
+        "context_length": keys.number("context_length"),
         "width": width,
-        "num_layers": take("block_count"),
+        "num_layers": keys.number("block_count"),
         "num_heads": heads,
-        "num_kv_heads": take("attention.head_count_kv", heads),
+        "num_kv_heads": keys.number("attention.head_count_kv", heads),
         "head_dim": head_dim,
-        "mlp_dim": take("feed_forward_length"),
+        "mlp_dim": keys.number("feed_forward_length"),
         # Stored in 32 bits: 1e-5 comes back as 9.99999974e-06.
-        "norm_epsilon": float(f"{float(take(f'attention.{epsilon}')):.6g}"),
-        "rope_base": float(take("rope.freq_base", 10_000.0)),
+        "norm_epsilon": float(f"{keys.real(f'attention.{epsilon}'):.6g}"),
+        "rope_base": keys.real("rope.freq_base", 10_000.0),
         "head": "untied" if "output.weight" in tables else "tied",
         **fixed,
     }
-    scaling = take("rope.scaling.type", "none")
+    scaling = keys.take("rope.scaling.type", "none")
     if scaling == "linear" and FACTORS not in tables:
         options["rope_scaling"] = "linear"
-        options["rope_factor"] = float(take("rope.scaling.factor"))
+        options["rope_factor"] = keys.real("rope.scaling.factor")
     elif scaling != "none":
-        raise UserError(
-            f"{file.path}: rope.scaling.type={scaling!r} cannot be imported; lmx can "
-            f"express 'linear', or {FACTORS} alone"
-        )
+        why = f"lmx can express 'linear', or {FACTORS} alone"
+        raise keys.refusal("rope.scaling.type", scaling, why)
     if FACTORS in tables:
-        told = left.pop(LENGTH, None)
+        told = keys.number(LENGTH) if keys.look(LENGTH, None) is not None else None
         factors = file.read(FACTORS)
         options |= read_rope_factors(factors, options, told, str(file.path))
-    for key, value in left.items():
-        fine = key != "rope.dimension_count" or value == head_dim
-        if key not in HARMLESS or not fine:
-            raise UserError(
-                f"{file.path}: {kind}.{key}={value!r:.60} cannot be imported; lmx does "
-                "not know this key"
-            )
+    keys.take("vocab_size")  # the embedding says it
+    keys.only("attention.value_length", head_dim)
+    keys.only("rope.dimension_count", head_dim)
+    keys.finish()
     return dataclasses.replace(ModelConfig(), **options), rows
+
+
+def _fields(file: GGUFFile, prefix: str) -> Fields:
+    """Returns what a file says of its architecture."""
+    values = {
+        key.removeprefix(prefix): value.tolist() if hasattr(value, "tolist") else value
+        for key, value in file.metadata.items()
+        if key.startswith(prefix)
+    }
+    return Fields(values, str(file.path), prefix)
 
 
 def write_gguf_config(m: Architecture) -> tuple[dict[str, Any], Sequence[Row]]:

@@ -1,4 +1,4 @@
-"""The fields of a Hugging Face `config.json`, each taken once and checked.
+"""The fields of a `config.json`, or keys of a GGUF file, each taken once and checked.
 
 What is left over and not known to be harmless is refused by name, so that no field is
 ever dropped in silence. Which fields a family has is not known here.
@@ -90,7 +90,7 @@ LARGEST, MOST_LAYERS = 2**31, 10_000  # no size of a model reaches these
 
 
 class Fields:
-    """The fields of a config.json, each taken once."""
+    """The fields of a file, each taken once."""
 
     def __init__(self, values: Mapping[str, Any], where: str, prefix: str = ""):
         self._left, self.where, self._prefix = dict(values), where, prefix

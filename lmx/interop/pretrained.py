@@ -97,6 +97,11 @@ def open_pretrained(name: str | os.PathLike[str]) -> Pretrained:
         return _open_gguf(path)
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         path = _download(str(name))
+    if (path / "checkpoints").is_dir():
+        raise UserError(
+            f"{name} is a workdir of lmx already, not a published model; give it as it "
+            "is, as --workdir or model.init_from"
+        )
     if not (path / "config.json").exists():
         raise UserError(
             f"{name} holds no run and no published model: give a workdir, a folder "
@@ -118,9 +123,10 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # the library has many
+        why = str(error).partition("\n")[0]
         raise DataError(
             f"{name}: there is no {Path(name).absolute()}, and the Hub gave no "
-            f"model of this name ({error}); correct the path or the name"
+            f"model of this name ({why}); correct the path or the name"
         ) from error
 
 

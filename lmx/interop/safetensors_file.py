@@ -66,7 +66,9 @@ class SafetensorsFile:
                     raise self._wrong(f"its header of {length} bytes does not fit in")
                 header = file.read(length)
         except OSError as error:
-            raise DataError(f"{self.path}: {error.strerror}") from error
+            raise DataError(
+                f"{self.path} cannot be read: {error.strerror}; download it"
+            ) from error
         except ValueError as error:
             if isinstance(error, DataError):
                 raise
@@ -160,7 +162,10 @@ class Safetensors:
         else:
             pickles = sorted(p.name for p in folder.glob("*.bin"))
             told = f"; {pickles[0]} is a pickle and is not opened" if pickles else ""
-            raise DataError(f"{folder} holds no {SINGLE} and no {INDEX}{told}")
+            raise DataError(
+                f"{folder} holds no weights, neither {SINGLE} nor {INDEX}{told}; "
+                "download one of them"
+            )
 
     def names(self) -> list[str]:
         """Returns the names of all tensors."""

@@ -17,7 +17,9 @@ def read_bytes(path: Path) -> bytes:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; download it"
+        ) from error
     if len(content) > LARGEST:
         raise DataError(
             f"{path} has more than {LARGEST} bytes, too many to be what its name says; "

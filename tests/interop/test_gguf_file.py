@@ -215,10 +215,10 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_header_is_refused_at_once(tmp_path, name):
     content, reason = HOSTILE[name]
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(errors.DataError, match=reason) as caught:
         opened(tmp_path, content)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 5  # of work, however busy the machine
     assert "x.gguf" in str(caught.value)
 
 

@@ -235,6 +235,26 @@ def test_damaged_files_are_refused(tmp_path, capsys, source):
         refused(capsys, folder, tmp_path / "run", code, name)
 
 
+def test_a_missing_shard_and_no_weights_are_said_with_their_remedy(
+    tmp_path, capsys, copied
+):
+    (copied / SINGLE).unlink()
+    refused(capsys, copied, tmp_path / "run", DATA, "holds no weights", "download")
+    index = {"weight_map": {"a": "model-00002-of-00002.safetensors"}}
+    (copied / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(capsys, copied, tmp_path / "run", DATA, "model-00002-of-00002", "download")
+
+
+def test_a_workdir_is_not_imported_but_used(tmp_path, capsys, source):
+    assert run(capsys, "import", source[0], f"--workdir={tmp_path / 'a'}")[0] == DONE
+    refused(
+        capsys, tmp_path / "a", tmp_path / "run", USAGE, "is a workdir", "init_from"
+    )
+    (tmp_path / "a" / "tokenizer" / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    code, _, err = run(capsys, "chat", f"--workdir={tmp_path / 'a'}", "--message=a")
+    assert (code, "chat_template.jinja is not UTF-8" in err) == (DATA, True)
+
+
 def test_only_a_pickle_is_refused(tmp_path, capsys, copied):
     (copied / SINGLE).rename(copied / "pytorch_model.bin")
     refused(capsys, copied, tmp_path / "run", DATA, "pytorch_model.bin is a pickle")
