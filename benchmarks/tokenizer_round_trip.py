@@ -26,8 +26,9 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from lmx.inputs.stream_decoder import StreamDecoder
 from lmx.inputs.token_bytes import from_byte_level
-from lmx.inputs.tokenizers import StreamDecoder, Tokenizer, train_tokenizer
+from lmx.inputs.tokenizers import Tokenizer, train_tokenizer
 from lmx.interop.gguf_file import GGUFFile
 from lmx.interop.gguf_tokenizer import tokenizer_json
 from lmx.interop.hf_tokenizer import make_tokenizer, read_tokenizer

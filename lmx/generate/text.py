@@ -14,7 +14,8 @@ from lmx.core.errors import UserError
 from lmx.generate.beam import beam_search
 from lmx.generate.decode import FinishReason, Generator, Session
 from lmx.generate.sampling import SamplingConfig
-from lmx.inputs.tokenizers import StreamDecoder, Tokenizer
+from lmx.inputs.stream_decoder import StreamDecoder
+from lmx.inputs.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from lmx.core.errors import DataError, UserError
 from lmx.inputs import tokenizers
-from lmx.inputs.tokenizers import KINDS, StreamDecoder, Tokenizer, train_tokenizer
+from lmx.inputs.stream_decoder import StreamDecoder
+from lmx.inputs.tokenizers import KINDS, Tokenizer, train_tokenizer
 
 DOCUMENTS = [
     "def add(left, right):\n    return left + right  # it's 12345 + 67\n\n",

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lmx.core.errors import DataError
-from lmx.inputs.tokenizers import StreamDecoder
+from lmx.inputs.stream_decoder import StreamDecoder
 from lmx.interop.hf_tokenizer import read_tokenizer
 from lmx.interop.sentencepiece_file import read_sentencepieces
 
