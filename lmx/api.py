@@ -204,6 +204,7 @@ class LanguageModel:
         import jax
 
         from lmx.models.decoder import Decoder, head_logits
+        from lmx.models.moe import dropless
 
         model = self.model
         check_causal(model, "the score of a next token")
@@ -219,7 +220,7 @@ class LanguageModel:
                 f"{tokens_L.min()}..{tokens_L.max()}"
             )
         if self._logits is None:
-            decoder = Decoder(model)
+            decoder = Decoder(dropless(model))
 
             def score(params, tokens_BL):
                 hidden: Any = decoder.apply({"params": params}, tokens_BL)

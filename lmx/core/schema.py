@@ -142,7 +142,7 @@ class ModelConfig:
     ] = knob(
         "softmax_renormalized",
         "Score of an expert, and whether those of the chosen are made to sum to 1; "
-        "'sigmoid' adds a learned bias to the choice alone (DeepSeek-V3).",
+        "'sigmoid' adds a bias to the choice (DeepSeek-V3); no gradient reaches it.",
     )
     router_scale: float = knob(1.0, "Factor on the weights of the chosen experts.")
     expert_groups: int = knob(1, "Groups of experts, of which some are chosen first.")

@@ -17,6 +17,7 @@ import numpy as np
 from lmx.core.errors import UserError, pick
 from lmx.core.schema import Architecture
 from lmx.models.decoder import Decoder
+from lmx.models.moe import dropless
 
 SMALLEST_ROW = 16  # tokens; shorter ones are padded to it
 MOST_ROWS, MOST_TOKENS = 64, 8192  # of one call
@@ -83,7 +84,7 @@ def embed(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _vectors(config, pool, unit: bool, params, tokens_BL, segments_BL):
-    hidden_BLD: Any = Decoder(config).apply(
+    hidden_BLD: Any = Decoder(dropless(config)).apply(
         {"params": params}, tokens_BL, segment_ids=segments_BL
     )
     real_BL = (segments_BL != 0).astype(jnp.float32)

@@ -26,6 +26,7 @@ from lmx.models.decoder import (
     unrolled,
 )
 from lmx.models.linear import Linear
+from lmx.models.moe import dropless
 from lmx.models.prepared import prepare, product
 
 Quantize = Literal["int8", "int4"] | None
@@ -61,11 +62,10 @@ def for_decoding(
     head = prepare(head_VD.T, dtype=wide, form=form)
     params = {name: tree for name, tree in params.items() if name != "head"}
     params = {**jax.tree_util.tree_map_with_path(ready, params), "head": head}
-    # Which tokens an expert drops depends on all of a row, which decoding never sees.
-    free: Any = {"remat": "none", "head": "tied", "expert_capacity": None}
+    free: Any = {"remat": "none", "head": "tied"}
     if jax.default_backend() == "cpu" and config.num_layers <= UNROLLED_ON_CPU:
         free["layer_loop"] = "unroll"
-    config = dataclasses.replace(config, **free)
+    config = dataclasses.replace(dropless(config), **free)
     return _unstack(config, params) if unrolled(config) else (config, params)
 
 

@@ -84,10 +84,13 @@ def _same(key: str, m: Architecture, back: Architecture) -> bool:
         case "rope_attention_factor":
             return attention_factor(m) == attention_factor(back)
         case "rope_turns":
-            return m.rope_scaling not in TURNS or back.rope_turns == (
-                m.rope_turns or TURNS[m.rope_scaling]
-            )
-        case "rope_dim" | "rope_base" | "rope_scaling":
+            default = TURNS.get(str(m.rope_scaling))
+            same = (m.rope_turns or default) == (back.rope_turns or default)
+            return default is None or same
+        case "rope_dim":
+            same = (m.rope_dim or m.head_dim) == (back.rope_dim or back.head_dim)
+            return m.positions != "rope" or same
+        case "rope_base" | "rope_scaling":
             return m.positions != "rope"
         case "rope_factor" | "rope_original_length":
             return m.positions != "rope" or m.rope_scaling is None

@@ -19,6 +19,7 @@ from lmx.core.schema import Architecture
 from lmx.interop.pretrained import Pretrained
 from lmx.interop.weights import published, row_chunks
 from lmx.models.decoder import Decoder, head_logits
+from lmx.models.moe import dropless
 from lmx.models.sizes import parameter_count
 
 TOKENS = 64  # outputs that are compared of a text
@@ -138,7 +139,7 @@ def output_parity(
     wide: Any = dict.fromkeys(
         ("compute_dtype", "residual_dtype", "softmax_dtype"), "float32"
     )
-    model = dataclasses.replace(model, **wide)
+    model = dataclasses.replace(dropless(model), **wide)
     reads = model.attention == "bidirectional"
     reference, version = _reference(pretrained, "AutoModel" if reads else CAUSAL)
 

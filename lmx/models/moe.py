@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -35,6 +36,15 @@ class RouterLosses(NamedTuple):
 
     balance: jnp.ndarray
     z: jnp.ndarray
+
+
+def dropless(config: Architecture) -> Architecture:
+    """Returns `config` with room for every token in its experts.
+
+    Which tokens find an expert full depends on all of a row and on its padding: only
+    training, which counts on whole rows, may drop them.
+    """
+    return dataclasses.replace(config, expert_capacity=None)
 
 
 class MoE(nn.Module):

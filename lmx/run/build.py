@@ -22,6 +22,7 @@ from lmx.evaluate.compression import COMPRESSORS
 from lmx.models.block import MIXERS
 from lmx.models.decoder import Decoder, abstract_params
 from lmx.models.kernels import micro_batches, select_form
+from lmx.models.moe import dropless
 from lmx.models.sizes import resolve
 from lmx.parallel.mesh import make_mesh
 from lmx.parallel.partition import Partition
@@ -107,7 +108,8 @@ class Experiment:
     @functools.cached_property
     def eval_function(self) -> Callable:
         """The compiled `(params, batch) → sums`."""
-        step = partial(eval_step, objective=self.objective)
+        objective = make_objective(self.config, dropless(self.model))
+        step = partial(eval_step, objective=objective)
         return self.partition.jit(step, out=self.partition.replicated)
 
 
@@ -119,8 +121,8 @@ def build(
     mesh = make_mesh(config.parallel)
     if config.parallel.step == "pmap" and mesh.shape["data"] != mesh.size:
         raise UserError(
-            "parallel.step='pmap' splits the batch only: set parallel.fsdp=1 and "
-            "parallel.tensor=1, or parallel.step='jit'"
+            "parallel.step='pmap' splits the batch only: set parallel.fsdp=1, "
+            "parallel.expert=1 and parallel.tensor=1, or parallel.step='jit'"
         )
     optimizer = make_optimizer(config.optim, steps=config.steps)
     corpus = prepare(
@@ -146,9 +148,7 @@ def build(
         model=model,
         corpus=corpus,
         partition=partition,
-        objective=pick(OBJECTIVES, config.objective.name, "objective")(
-            model, config.objective
-        ),
+        objective=make_objective(config, model),
         optimizer=optimizer,
         abstract_state=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -156,6 +156,12 @@ def build(
             shardings,
         ),
     )
+
+
+def make_objective(config: ExperimentConfig, model: Architecture) -> Objective:
+    """Returns what `config` minimises, of `model`."""
+    make = pick(OBJECTIVES, config.objective.name, "objective")
+    return make(model, config.objective)
 
 
 def check_shape(config: ExperimentConfig) -> None:

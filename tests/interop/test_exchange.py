@@ -29,6 +29,7 @@ from lmx.core.errors import DATA, DONE, USAGE, StorageError, UserError
 from lmx.core.schema import ModelConfig
 from lmx.core.trees import flatten_with_names, nest
 from lmx.inputs.tokenizers import Tokenizer, train_tokenizer
+from lmx.interop.hf_config import write_config
 from lmx.interop.safetensors_file import SINGLE
 from lmx.models.decoder import abstract_params
 from lmx.models.sizes import resolve
@@ -214,6 +215,24 @@ def test_every_form_comes_back_as_the_same_architecture(tmp_path, form):
         if value != getattr(model.model, key) and key not in idle
     } == {}
     assert_same_params(found.params, model.params)
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        {"rope_dim": 8},
+        {
+            "rope_scaling": "yarn",
+            "rope_original_length": 16,
+            "rope_factor": 4.0,
+            "rope_turns": (1.0, 32.0),
+        },
+    ],
+)
+def test_defaults_that_are_spelled_out_are_exported(spelled):
+    shape = {"width": 16, "num_heads": 2, "num_layers": 1, "context_length": 64}
+    model = resolve(ModelConfig(**shape, **spelled), vocab_size=40)
+    assert write_config(model, "llama")[0] == "llama"
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
