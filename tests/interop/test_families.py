@@ -350,6 +350,34 @@ def test_greedy_text_is_that_of_transformers(published):
         assert result.tokens == out
 
 
+def test_greedy_text_stays_that_of_transformers_for_200_tokens(tmp_path):
+    options = {**SMALL, "max_position_embeddings": 256, "sliding_window": 24}
+    torch.manual_seed(1)
+    config = transformers.MistralConfig(**options, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer_of(tmp_path)
+    pretrained = open_pretrained(tmp_path)
+    from lmx.generate.decode import Generator
+    from lmx.generate.sampling import SamplingConfig
+
+    generator = Generator(pretrained.model, pretrained.params(), eos_ids=())
+    prompts = [tokens_of(n, seed=n).tolist() for n in (5, 40)]
+    sampling = SamplingConfig(temperature=0, max_new_tokens=200)
+    for prompt, done in zip(
+        prompts, generator.generate(prompts, sampling), strict=True
+    ):
+        out = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=200,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert done.tokens == out[0, len(prompt) :].tolist()
+        assert len(set(done.tokens[-50:])) > 1
+
+
 def test_every_family_is_tried():
     assert {name.lower() for name, _ in CASES.values()} == {
         name.replace("_", "") for name in FAMILIES if name not in ENCODERS

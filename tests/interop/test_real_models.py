@@ -15,6 +15,8 @@ import pytest
 import lmx
 from lmx.__main__ import main
 from lmx.core.errors import DONE
+from lmx.generate.decode import Generator
+from lmx.generate.sampling import SamplingConfig
 
 QUESTION = "What is the capital of France?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -107,6 +109,28 @@ def test_an_exported_one_answers_in_transformers(exported):
     answer = tokenizer.decode(done[0, ids.shape[1] :], skip_special_tokens=True)
     assert "Paris" in answer
     assert answer == reply
+
+
+def test_greedy_text_of_200_tokens_is_that_of_transformers(exported):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    lm = lmx.load(exported[0])
+    prompt = lm.tokenizer.encode("Once upon a time")
+    config = SamplingConfig(temperature=0, max_new_tokens=200)
+    (ours,) = Generator(lm.model, lm.params, eos_ids=()).generate([prompt], config)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        exported[0], dtype=torch.float32, local_files_only=True, use_safetensors=True
+    ).eval()
+    tokens = torch.tensor([prompt])
+    done = model.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=200,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    assert ours.tokens == done[0, len(prompt) :].tolist()
 
 
 SENTENCES = [
