@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 
 TEMPLATE = "tokenizer/chat_template.jinja"  # in a workdir
+# A question has an answer: at 0.7 a small model draws it only now and then.
+CHAT_SAMPLING = {"temperature": 0.0}
 
 
 class LanguageModel:
@@ -105,11 +107,12 @@ class LanguageModel:
         """Returns the reply to a conversation.
 
         `messages` are {"role": "user" | "assistant" | "system", "content": text};
-        `sampling` is that of `generate`.
+        `sampling` is that of `generate`, and greedy unless it says otherwise.
 
         Raises:
           UserError: the model has no chat template, or the template refuses.
         """
+        sampling = {**CHAT_SAMPLING, **sampling}
         return "".join(self.stream(self.chat_prompt(messages), **sampling))
 
     def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:

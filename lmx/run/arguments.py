@@ -52,10 +52,10 @@ class Parser(argparse.ArgumentParser):
         return options, overrides
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that decide how tokens are drawn."""
+def add_sampling(parser: argparse.ArgumentParser, *, temperature: str = "0.7") -> None:
+    """Adds the options that decide how tokens are drawn, and says the default of one."""
     add = parser.add_argument
-    add("--temperature", type=float, help="0 is greedy (default 0.7)")
+    add("--temperature", type=float, help=f"0 is greedy (default {temperature})")
     add("--top_k", "--top-k", type=int, help="keep the k most probable tokens")
     add("--top_p", "--top-p", type=float, help="keep this share of probability")
     add("--min_p", "--min-p", type=float, help="drop below this share of the best")

@@ -30,13 +30,13 @@ def main(argv: list[str]) -> int:
     )
     add("--message", help="answer this and end; without it, a conversation")
     add("--system", help="what the model is told before the conversation")
-    add_sampling(parser)
+    add_sampling(parser, temperature="0, greedy")
     add_quantize(parser)
     options = parser.parse_args(argv)
-    sampling = chosen_sampling(options)
 
-    from lmx.api import load, sampling_config
+    from lmx.api import CHAT_SAMPLING, load, sampling_config
 
+    sampling = {**CHAT_SAMPLING, **chosen_sampling(options)}
     sampling_config(sampling)  # a wrong value is reported before anything is loaded
     model = load(options.workdir, quantize=options.quantize)
     messages = []
