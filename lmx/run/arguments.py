@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, temperature: str = "0.7") -> None:
-    """Adds the options that decide how tokens are drawn, and says the default of one."""
+    """Adds the options that decide how tokens are drawn, with the default of one."""
     add = parser.add_argument
     add("--temperature", type=float, help=f"0 is greedy (default {temperature})")
     add("--top_k", "--top-k", type=int, help="keep the k most probable tokens")
