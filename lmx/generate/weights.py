@@ -27,10 +27,11 @@ from lmx.models.decoder import (
 )
 from lmx.models.linear import Linear
 from lmx.models.moe import dropless
-from lmx.models.prepared import prepare, product
+from lmx.models.prepared import Prepared, prepare, product
 
 Quantize = Literal["int8", "int4"] | None
 QUANTIZED = {"int8": jnp.int8, "int4": jnp.int4}
+TOGETHER = ("query", "key", "value"), ("up", "gate")  # the first holds all
 UNROLLED_ON_CPU = 64  # decoding compiles a layer once; see `layer_loop` in the schema
 
 
@@ -40,9 +41,9 @@ def for_decoding(
     """Returns the same model in the form that decodes fastest.
 
     The kernels of linear layers and the head become `Prepared`, once instead of at each
-    step; the embedding stays as it is stored. On CPU the loop over layers is unrolled
-    and each layer gets its own arrays, by spelling the layer pattern out: slices of
-    stacked ones would be copied at every step.
+    step, and those that read one input one kernel; the embedding stays as it is stored.
+    On CPU the loop over layers is unrolled and each layer gets its own arrays, by
+    spelling the layer pattern out: slices of stacked ones would be copied at each step.
     """
     dtype = jnp.dtype(config.compute_dtype)
     kind = dtype if quantize is None else pick(QUANTIZED, quantize, "quantize")
@@ -61,7 +62,8 @@ def for_decoding(
     wide = jnp.int8 if kind == jnp.int4 else kind
     head = prepare(head_VD.T, dtype=wide, form=form)
     params = {name: tree for name, tree in params.items() if name != "head"}
-    params = {**jax.tree_util.tree_map_with_path(ready, params), "head": head}
+    params = _joined(jax.tree_util.tree_map_with_path(ready, params))
+    params["head"] = head
     free: Any = {"remat": "none", "head": "tied"}
     if jax.default_backend() == "cpu" and config.num_layers <= UNROLLED_ON_CPU:
         free["layer_loop"] = "unroll"
@@ -88,6 +90,22 @@ def kernel_inputs(config: Architecture) -> dict[tuple[str, ...], int]:
     with nn.intercept_methods(note):
         abstract_params(config)
     return found
+
+
+def _joined(tree: Any) -> Any:
+    """Returns the tree with the kernels that `linear.together` multiplies as one."""
+    if not isinstance(tree, dict):
+        return tree
+    tree = {name: _joined(branch) for name, branch in tree.items()}
+    for names in TOGETHER:
+        kernels = [tree.get(name, {}).get("kernel") for name in names]
+        if all(isinstance(kernel, Prepared) for kernel in kernels):
+            axis = kernels[0].weight_OI.ndim - 2
+            whole = jax.tree.map(lambda *x, i=axis: jnp.concatenate(x, i), *kernels)
+            for name in names:
+                tree[name] = {k: v for k, v in tree[name].items() if k != "kernel"}
+            tree[names[0]]["kernel"] = whole
+    return tree
 
 
 def _matrix(kernel, inputs: int) -> jax.Array:

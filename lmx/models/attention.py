@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lmx.core.schema import Architecture
 from lmx.models import kernels
-from lmx.models.linear import make_linear
+from lmx.models.linear import make_linear, together
 from lmx.models.norms import make_norm
 from lmx.models.parameters import parameter
 from lmx.models.positions import alibi_slopes
@@ -108,20 +108,23 @@ class Attention(nn.Module):
     def _project(self, x_BLD, context: Context):
         """Returns query [B, L, N, H], key and value [B, L, K, H], rotated."""
         c = self.config
-        projected = []
-        for name, heads, axis in (
-            ("query", c.num_heads, "heads"),
-            ("key", c.num_kv_heads, "kv_heads"),
-            ("value", c.num_kv_heads, "kv_heads"),
-        ):
-            y = make_linear(
+        heads = {"query": ("heads", c.num_heads)}
+        heads |= dict.fromkeys(("key", "value"), ("kv_heads", c.num_kv_heads))
+        layers = [
+            make_linear(
                 c,
                 name=name,
                 bias=c.biases != "none",
                 inputs=(c.width,),
-                outputs=(heads, c.head_dim),
+                outputs=(count, c.head_dim),
                 axes=("embed", axis, "head_dim"),
-            )(x_BLD)
+            )
+            for name, (axis, count) in heads.items()
+        ]
+        projected = []
+        for (name, (axis, _)), y in zip(
+            heads.items(), together(layers, x_BLD), strict=True
+        ):
             y = nn.with_logical_constraint(y, ("batch", "length", axis, "head_dim"))
             if c.qk_norm and name != "value":
                 y = self._normalised(y, name)

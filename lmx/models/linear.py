@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -34,10 +35,14 @@ class Linear(nn.Module):
     out_dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: jnp.ndarray) -> jnp.ndarray:
+    def __call__(self, x: jnp.ndarray, product=None) -> jnp.ndarray:
+        """Returns y; `product` is x · kernel where that is known, [..., O]."""
         rows = x.shape[: x.ndim - len(self.inputs)]
-        x_RI = x.reshape(*rows, math.prod(self.inputs)).astype(self.dtype)
-        y = self._product(x_RI).reshape(*rows, *self.outputs)
+        if product is None:
+            x_RI = x.reshape(*rows, math.prod(self.inputs)).astype(self.dtype)
+            product = self._product(x_RI)
+        product = product.astype(self.out_dtype or self.dtype)
+        y = product.reshape(*rows, *self.outputs)
         if self.bias:
             bias = parameter(
                 self,
@@ -53,9 +58,8 @@ class Linear(nn.Module):
     def _product(self, x: jnp.ndarray) -> jnp.ndarray:
         """Returns x [..., I] times the kernel, [..., O]."""
         dtype = self.out_dtype or self.dtype
-        kernel = self.variables.get("params", {}).get("kernel")
-        if isinstance(kernel, Prepared):
-            return product(x, kernel, form=self.form).astype(dtype)
+        if (prepared := self.prepared()) is not None:
+            return product(x, prepared, form=self.form)
         kernel = parameter(
             self,
             "kernel",
@@ -66,6 +70,26 @@ class Linear(nn.Module):
         )
         kernel_IO = kernel.reshape(math.prod(self.inputs), -1)
         return kernels.matmul(x, kernel_IO, form=self.form, out_dtype=dtype)
+
+    def prepared(self) -> Prepared | None:
+        """Returns the kernel if it was prepared for decoding."""
+        kernel = self.variables.get("params", {}).get("kernel")
+        return kernel if isinstance(kernel, Prepared) else None
+
+
+def together(layers: Sequence[Linear], x: jnp.ndarray) -> list[jnp.ndarray]:
+    """Returns what each layer makes of x [..., I].
+
+    The first may hold the prepared kernels of all, side by side: then it is one
+    product, as small ones take more time to start than to compute.
+    """
+    kernel = layers[0].prepared()
+    sizes = [math.prod(layer.outputs) for layer in layers]
+    if kernel is None or kernel.weight_OI.shape[0] == sizes[0]:
+        return [layer(x) for layer in layers]
+    y = product(x.astype(layers[0].dtype), kernel, form=layers[0].form)
+    parts = jnp.split(y, list(accumulate(sizes))[:-1], axis=-1)
+    return [layer(x, part) for layer, part in zip(layers, parts, strict=True)]
 
 
 def make_linear(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lmx.core.errors import pick
 from lmx.core.schema import Architecture
-from lmx.models.linear import make_linear
+from lmx.models.linear import make_linear, together
 
 
 class Activation(NamedTuple):
@@ -67,13 +67,11 @@ class MLP(nn.Module):
             axes=("embed", "mlp"),
             bias=bias,
         )
+        names = ("up", "gate") if activation.gated else ("up",)
+        projected = together([into(name=name) for name in names], x_BLD)
         # float32 between the products costs no memory: it is one fused pass.
-        hidden = into(name="up")(x_BLD).astype(jnp.float32)
-        if activation.gated:
-            gate = into(name="gate")(x_BLD).astype(jnp.float32)
-            hidden = activation.function(gate, hidden)
-        else:
-            hidden = activation.function(hidden)
+        up, *gate = (y.astype(jnp.float32) for y in projected)
+        hidden = activation.function(*gate, up)
         hidden = hidden.astype(c.compute_dtype)
         hidden = nn.with_logical_constraint(hidden, ("batch", "length", "mlp"))
         return make_linear(
