@@ -57,6 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         near = did_you_mean(argv[0], COMMANDS)
         print(f"lmx: unknown command {argv[0]!r}{near}", file=sys.stderr)
         return USAGE
+    # A second start finds its programs compiled; JAX reads these when it is imported.
+    root = os.environ.get("LMX_CACHE") or os.path.expanduser("~/.cache/lmx")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(root, "xla"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     if hasattr(sys.stdout, "reconfigure"):  # a terminal may know fewer characters
         sys.stdout.reconfigure(errors="replace")
     try:

@@ -298,7 +298,11 @@ class Session:
             )
             start += width
         last = np.asarray([prompt[-1] for prompt in prompts], np.int32)
-        return State(cache, seen, last, self._lengths - 1, self._limits, self._status)
+        state = State(cache, seen, last, self._lengths - 1, self._limits, self._status)
+        # Where the loop leaves it: its program would be compiled again for the second
+        # call if the first one's state came from elsewhere.
+        devices = jax.tree.leaves(params)[0].devices()
+        return jax.device_put(state, *devices) if len(devices) == 1 else state
 
 
 def end_tokens(eos_ids: Sequence[int]) -> np.ndarray:

@@ -7,6 +7,7 @@ training never calls it on a whole batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -39,11 +40,20 @@ class Period(nn.Module):
     def __call__(self, carry, layer, context: Context):
         x_BLD, cache = carry
         written, losses = {}, {}
+        applied: dict[Layer, Callable] = {}
         for i, kind in enumerate(self.pattern):
             name = str(i)
-            entry = None if cache is None else cache[name]
-            block = Block(self.config, kind, name=name)
-            x_BLD, written[name], losses[name] = block(x_BLD, context, entry, layer)
+            if cache is None:
+                block = Block(self.config, kind, name=name)
+                x_BLD, _, losses[name] = block(x_BLD, context)
+                continue
+            # Decoding spells all layers out: those of a kind are traced once.
+            if kind not in applied:
+                applied[kind] = jax.jit(Block(self.config, kind, parent=None).apply)
+            params = {"params": self.variables["params"][name]}
+            x_BLD, written[name], losses[name] = applied[kind](
+                params, x_BLD, context, cache[name], layer
+            )
         return (x_BLD, None if cache is None else written), losses
 
 

