@@ -210,7 +210,9 @@ def _reference(pretrained: Pretrained, kind: str) -> tuple[Any, str]:
     load = getattr(transformers, kind).from_pretrained
     more = {}
     if pretrained.packing == "mxfp4":  # which it would else compute with, on a GPU
-        more["quantization_config"] = transformers.Mxfp4Config(dequantize=True)
+        # By name: without torch, as where types are checked, it has no such class.
+        config = getattr(transformers, "Mxfp4Config")  # noqa: B009
+        more["quantization_config"] = config(dequantize=True)
     try:
         model = load(
             pretrained.where,
