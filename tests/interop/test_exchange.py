@@ -446,7 +446,8 @@ def test_every_export_has_its_proof(tmp_path, capsys, monkeypatch, source, to, d
     proof = json.loads((tmp_path / "a" / "parity.json").read_text())
     assert proof["weights"]["ok"] is True
     assert 0 < proof["weights"]["max_abs_difference"] < 0.02
-    assert dtype in proof["note"] or to == "gguf"
+    if to == "hf" and has_reference():
+        assert dtype in proof["note"]
     monkeypatch.setattr("lmx.interop.parity.ROUNDING", {dtype: (2.0**-14, 0.0)})
     code, said, err = run(capsys, *argv, tmp_path / "b")
     assert (code, "the export is wrong" in err) == (DATA, True)
