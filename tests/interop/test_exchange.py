@@ -30,6 +30,7 @@ from lmx.core.schema import ModelConfig
 from lmx.core.trees import flatten_with_names, nest
 from lmx.inputs.tokenizers import Tokenizer, train_tokenizer
 from lmx.interop.hf_config import write_config
+from lmx.interop.parity import has_reference
 from lmx.interop.safetensors_file import SINGLE
 from lmx.models.decoder import abstract_params
 from lmx.models.sizes import resolve
