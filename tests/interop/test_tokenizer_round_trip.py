@@ -6,6 +6,7 @@ The reference is the text itself, and Python's UTF-8 decoder of the whole.
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -43,4 +44,5 @@ def test_the_campaign_finds_a_tokenizer_that_is_not_exact(benchmark):
     found = benchmark.exact_tokenizers()["bpe"]
     found.__class__ = Careless
     _, failed = benchmark.campaign({"careless": found}, 100)
-    assert "came back as" in failed["careless"]
+    # Which of the two it meets first is a matter of the draw.
+    assert re.search("came back as|stream as they do not decode", failed["careless"])
