@@ -1,9 +1,10 @@
 """Speed of generation beside transformers and llama.cpp, and the limit of memory.
 
 Command: python benchmarks/decode.py MODEL.gguf --llama-python=PATH
-Cost:    about 4 minutes for a model of 135M parameters on 2 CPU cores
-Expect:  about transformers' tokens/s in bfloat16; of llama.cpp's 0.6 at equal bits and
-         one row, 1.1 (8 bits) to 1.5 (4 bits) at eight rows (LOG.md)
+Cost:    about 10 minutes for a model of 135M parameters on 2 CPU cores
+Expect:  1.3 to 1.5 times transformers at one row, about the same at eight; of llama.cpp
+         0.8 to 0.9 at equal bits and one row, 1.3 (8 bits) to 1.7 (4 bits) at eight
+         rows (LOG.md)
 
 All continue one prompt greedily by the same number of tokens, at one row and at eight;
 a call's time holds its prefill. Every contender is a process of its own that has made
@@ -70,7 +71,7 @@ def main() -> None:
             compare(running, rows, options, weights=parameters(options.model))
 
 
-def compare(running: dict, rows: int, options, *, weights: tuple[int, int]) -> None:
+def compare(running: dict, rows: int, options, *, weights: tuple[int, float]) -> None:
     """Prints one table: tokens a second of each contender at one batch size."""
     tokens = options.new_tokens
     whole: dict[str, list[float]] = {name: [] for name in running}
@@ -156,30 +157,39 @@ def lmx_model(file: str, kind: str, prompt: str) -> Generate:
     return generate
 
 
-def parameters(file: str) -> tuple[int, int]:
-    """Returns the number of weights, and the cache's bytes for a token of bfloat16."""
-    import lmx
-    from lmx.models.decoder import count_params
+def parameters(file: str) -> tuple[int, float]:
+    """Returns the number of weights, and the cache's bytes for a token."""
+    import jax
 
-    model = lmx.load(file).model
-    heads = model.num_layers * model.num_kv_heads
-    return count_params(model), 2 * 2 * heads * model.head_dim
+    import lmx
+    from lmx.models.decoder import count_params, init_cache
+
+    model, length = lmx.load(file).model, 256
+    cache = jax.eval_shape(
+        lambda: init_cache(model, batch_size=1, length=length, piece=length)
+    )
+    size = sum(plane.size * plane.dtype.itemsize for plane in jax.tree.leaves(cache))
+    return count_params(model), size / length
 
 
 def read_bandwidth() -> float:
-    """Returns the bytes a second that all cores read together, at best."""
+    """Returns the bytes a second at which a float32 matrix meets a vector, at best.
+
+    It is the fastest reading that was seen here: sums of rows reach half of it.
+    """
     import jax
     import jax.numpy as jnp
 
-    data = jnp.ones((64, 2**20), jnp.float32)
-    total = jax.jit(lambda x: x.sum(axis=1))
-    total(data).block_until_ready()
+    matrix = jnp.ones((2**17, 2**10), jnp.float32)
+    vector = jnp.ones((2**10,), jnp.float32)
+    product = jax.jit(jnp.dot)
+    product(matrix, vector).block_until_ready()
     seconds = []
     for _ in range(10):
         start = time.perf_counter()
-        total(data).block_until_ready()
+        product(matrix, vector).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    return data.nbytes / min(seconds)
+    return matrix.nbytes / min(seconds)
 
 
 def environment() -> dict[str, str]:
