@@ -5,7 +5,8 @@ loss over `source_bytes` is bits per byte with every byte, and the end, accounte
 
     tokens.bin     uint16 (uint32 for vocabularies over 65,536), little-endian
     offsets.npy    int64 [documents + 1]: where each document starts, then the end
-    manifest.json  counts, the tokenizer's fingerprint, size and sha256 of both files
+    manifest.json  counts, the tokenizer's fingerprint, size and sha256 of both files,
+                   and a seal: the sha256 of all that it says
 
 Sizes are checked at every opening; hashes too where the files are small enough (64 MiB,
 under 0.1 s), because a wrong bit in the data trains silently wrong. A store is written
@@ -36,6 +37,7 @@ FORMAT = 1
 HASHED_BYTES = 64 << 20
 BATCH_CHARACTERS = 1 << 20
 STALE_SECONDS = 24 * 3600
+CACHE_DIR = "set data.cache_dir (or $LMX_CACHE) to another folder"
 
 Progress = Callable[[int], None]
 
@@ -131,14 +133,23 @@ def write_store(
     write_manifest(directory, manifest)
 
 
-def write_manifest(directory: Path, content: dict[str, Any]) -> None:
-    """Writes manifest.json: `content`, and size and sha256 of each file beside it."""
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(directory.iterdir())
-        if path.is_file() and path.name != "manifest.json"
+def write_manifest(
+    directory: Path, content: dict[str, Any], *, files: Iterable[str] | None = None
+) -> None:
+    """Writes manifest.json: `content`, and size and sha256 of `files`.
+
+    Their names are relative to `directory`; None is each file beside the manifest.
+    """
+    if files is None:
+        beside = (path.name for path in directory.iterdir() if path.is_file())
+        files = sorted(name for name in beside if name != "manifest.json")
+    paths = {name: directory / name for name in files}
+    hashes = {
+        name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for name, path in paths.items()
     }
-    manifest = {"format": FORMAT, **content, "files": files}
+    manifest = {"format": FORMAT, **content, "files": hashes}
+    manifest["seal"] = _seal(manifest)
     with open(directory / "manifest.json", "w", encoding="utf-8") as file:
         file.write(json.dumps(manifest, indent=2) + "\n")
         file.flush()
@@ -153,6 +164,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     remedy = f"delete {directory} and run again to build it anew"
     try:
         manifest = json.loads((directory / "manifest.json").read_text("utf-8"))
+        if manifest.get("seal", "") not in ("", _seal(manifest)):
+            raise errors.DataError(
+                f"{directory}/manifest.json is damaged or edited (its seal differs); "
+                f"{remedy}"
+            )
         if manifest["format"] != FORMAT:
             raise errors.DataError(
                 f"{directory} has format {manifest['format']}, not {FORMAT}; {remedy}"
@@ -168,20 +184,24 @@ def read_manifest(directory: Path) -> dict[str, Any]:
                 raise errors.DataError(f"{path} is damaged (sha256 differs); {remedy}")
     except errors.DataError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         raise errors.DataError(
             f"{directory} holds no readable data ({error}); {remedy}"
         ) from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as why:
+        raise errors.DataError(
+            f"{directory} holds no readable data (manifest.json: {why!r}); {remedy}"
+        ) from why
     return manifest
 
 
 @contextlib.contextmanager
-def atomic_directory(final: Path) -> Iterator[Path]:
+def atomic_directory(final: Path, *, elsewhere: str = CACHE_DIR) -> Iterator[Path]:
     """Yields an empty directory that becomes `final` when the block ends well.
 
     Where two processes build the same, the first to finish wins and the other's copy
     is discarded. After an error nothing is left. Raises a `StorageError` where it
-    cannot be written.
+    cannot be written, with `elsewhere` as what else to do about it.
     """
     partial = final.with_name(f".partial-{final.name}-{secrets.token_hex(4)}")
     try:
@@ -194,18 +214,20 @@ def atomic_directory(final: Path) -> Iterator[Path]:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
     except OSError as error:
-        raise storage_error(final.parent, error) from error
+        raise storage_error(final.parent, error, elsewhere=elsewhere) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def storage_error(directory: Path, error: OSError) -> errors.StorageError:
+def storage_error(
+    directory: Path, error: OSError, *, elsewhere: str = CACHE_DIR
+) -> errors.StorageError:
     """Returns what to tell the user when `directory` cannot be written."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     remedy = "free some space or" if full else "make it writable or"
     return errors.StorageError(
         f"cannot write prepared data to {directory}: {error.strerror or error}; "
-        f"{remedy} set data.cache_dir (or $LMX_CACHE) to another folder. "
+        f"{remedy} {elsewhere}. "
         "Nothing half-written was kept."
     )
 
@@ -255,6 +277,12 @@ def _parts(text: str, size: int = BATCH_CHARACTERS // 4) -> Iterator[str]:
         yield text[start : cut + 1]
         start = cut + 1
     yield text[start:]
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    """Returns the sha256 of all that a manifest says."""
+    content = {key: value for key, value in manifest.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

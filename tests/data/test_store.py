@@ -81,7 +81,7 @@ def test_damage_is_named(directory, name):
 def test_a_broken_manifest_is_no_store(directory):
     file = directory / "manifest.json"
     manifest = json.loads(file.read_text())
-    for content in ("", "[]", "{}", json.dumps({**manifest, "format": 99})):
+    for content in ("", "[]", "{}", json.dumps({**manifest, "format": 99, "seal": ""})):
         file.write_text(content)
         with pytest.raises(DataError, match="run again to build it anew"):
             TokenStore.open(directory)

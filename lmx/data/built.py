@@ -1,0 +1,275 @@
+"""A built store: the sources of a mix, each as tokens, with their rights and a card.
+
+    STORE/manifest.json        kind, tokenizer, config, counts and rights per source,
+                               size and sha256 of what is named here
+    STORE/tokenizer/           as `Tokenizer.save` writes it
+    STORE/train/NAME/          a token store and names.txt, a line for each document
+    STORE/validation/NAME/     the same, and text.txt: the documents end to end
+    STORE/card.json, card.html what went in, what was dropped and why
+
+This is the one module that knows the layout: `create` writes it, `open_built` reads it.
+Each store's own manifest has the hashes of its files, and the manifest above them has
+theirs. What the card says, and how documents were chosen, is not known here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lmx.core import errors
+from lmx.data import store
+from lmx.data.store import TokenStore
+from lmx.inputs.tokenizers import Tokenizer
+
+KIND = "mix"
+SPLITS = ("train", "validation")
+NAMES, TEXT = "names.txt", "text.txt"
+CARD = ("card.json", "card.html")
+SOURCE_NAME = re.compile(r"[a-z0-9_]+")
+
+Documents = Iterable[tuple[str, str]]
+Card = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], str]]
+Progress = Callable[[str, str, int], None]
+
+
+class Content(NamedTuple):
+    """What a build kept of a source; documents are (name, text) and are read once."""
+
+    licence: str
+    uses: tuple[str, ...]
+    train: Documents
+    validation: Documents
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceStores:
+    """One source of a mix: its rights, and its tokens in both splits."""
+
+    name: str
+    licence: str
+    uses: tuple[str, ...]
+    train: TokenStore
+    validation: TokenStore
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A store that was opened: whole, and of one tokenizer."""
+
+    directory: Path
+    tokenizer: Tokenizer
+    config: Mapping[str, Any]
+    sources: tuple[SourceStores, ...]
+    """In the order of their names."""
+
+    def text(self, source: str) -> bytes:
+        """Returns the UTF-8 text of a source's validation documents, end to end."""
+        return self._file("validation", source, TEXT)
+
+    def names(self, split: str, source: str) -> list[str]:
+        """Returns the name of each document of a split."""
+        content = self._file(split, source, NAMES)
+        return content.decode("utf-8", "surrogateescape").split("\n")[:-1]
+
+    def _file(self, split: str, source: str, name: str) -> bytes:
+        path = self.directory / split / source / name
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise errors.DataError(
+                f"{path} cannot be read ({error.strerror}); restore it, or build "
+                f"{self.directory} anew"
+            ) from error
+
+
+def create(
+    directory: Path,
+    tokenizer: Tokenizer,
+    *,
+    sources: Mapping[str, Content],
+    config: Mapping[str, Any],
+    card: Card,
+    progress: Progress = lambda split, source, done: None,
+) -> None:
+    """Writes a store, which is at `directory` when it is whole and not before.
+
+    Args:
+      directory: new; its parents are made.
+      tokenizer: of all sources; it is saved with them.
+      sources: by name; they are written in the order of their names.
+      config: JSON values that say how it was built.
+      card: called with the counts, `manifest["sources"]`, for the JSON and HTML card.
+      progress: called with the split, the source and its bytes encoded so far.
+
+    Raises:
+      UserError: there is something at `directory`, or a source's name is no name.
+      StorageError: it cannot be written; nothing is left of it.
+    """
+    if os.path.lexists(directory):
+        raise errors.UserError(
+            f"{directory} is there already; choose another --out, or delete it"
+        )
+    for name in sources:
+        if not SOURCE_NAME.fullmatch(name):
+            raise errors.UserError(
+                f"source name {name!r} must be of a–z, 0–9 and _; rename it"
+            )
+    elsewhere = "choose another --out"
+    with store.atomic_directory(directory, elsewhere=elsewhere) as partial:
+        tokenizer.save(partial / "tokenizer")
+        counts: dict[str, dict[str, Any]] = {}
+        for name, content in sorted(sources.items()):
+            counts[name] = {"licence": content.licence, "uses": list(content.uses)}
+            for split in SPLITS:
+                documents = content.train if split == "train" else content.validation
+                counts[name][split] = _write_split(
+                    partial / split / name, documents, tokenizer, progress=progress
+                )
+        content_json, html = card(counts)
+        _write(partial / CARD[0], json.dumps(content_json, indent=2) + "\n")
+        _write(partial / CARD[1], html)
+        manifest = {
+            "kind": KIND,
+            "tokenizer": tokenizer.fingerprint,
+            "pad_id": tokenizer.pad_id,
+            "config": dict(config),
+            "sources": counts,
+        }
+        store.write_manifest(partial, manifest, files=_files(partial, counts))
+
+
+def is_built(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a path is meant as a built store, be it whole or damaged."""
+    path = Path(path)
+    if all((path / name).is_dir() for name in ("tokenizer", *SPLITS)):
+        return True
+    try:
+        return json.loads((path / "manifest.json").read_text("utf-8"))["kind"] == KIND
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def open_built(directory: str | os.PathLike[str]) -> Built:
+    """Opens a store; raises a `DataError` that names the file that is not as it was."""
+    directory = Path(directory)
+    manifest = store.read_manifest(directory)
+    remedy = f"restore it, or build {directory} anew"
+    try:
+        if manifest["kind"] != KIND:
+            raise errors.DataError(
+                f"{directory}/manifest.json is of kind {manifest['kind']!r}, not "
+                f"{KIND!r}; give the folder that `lmx data build` wrote"
+            )
+        counts = manifest["sources"]
+        for name in _files(directory, counts):
+            if name not in manifest["files"]:
+                raise errors.DataError(
+                    f"{directory}/manifest.json does not name {name}; {remedy}"
+                )
+        tokenizer = Tokenizer.load(directory / "tokenizer")
+        sources = tuple(
+            SourceStores(
+                name=name,
+                licence=str(about["licence"]),
+                uses=tuple(about["uses"]),
+                train=_open_split(directory / "train" / name, tokenizer, about),
+                validation=_open_split(
+                    directory / "validation" / name, tokenizer, about
+                ),
+            )
+            for name, about in sorted(counts.items())
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise errors.DataError(
+            f"{directory}/manifest.json is not of a built store ({error}); {remedy}"
+        ) from error
+    if not sources:
+        raise errors.DataError(f"{directory} has no sources; {remedy}")
+    return Built(directory, tokenizer, manifest["config"], sources)
+
+
+def _write_split(
+    directory: Path,
+    documents: Documents,
+    tokenizer: Tokenizer,
+    *,
+    progress: Progress,
+) -> dict[str, int]:
+    """Writes a split of a source and returns its counts."""
+    split, source = directory.parent.name, directory.name
+    store.write_store(
+        directory,
+        _noted(directory, documents, with_text=split == "validation"),
+        tokenizer,
+        progress=lambda done: progress(split, source, done),
+    )
+    found = store.read_manifest(directory)
+    return {
+        "documents": found["documents"],
+        "tokens": found["tokens"],
+        "bytes": found["source_bytes"],
+    }
+
+
+def _noted(directory: Path, documents: Documents, *, with_text: bool) -> Iterator[str]:
+    """Yields the texts and writes the files beside the tokens while they pass."""
+    with (
+        open(directory / NAMES, "wb") as names,
+        open(directory / TEXT if with_text else os.devnull, "wb") as copy,
+    ):
+        for name, text in documents:
+            line = name.replace("\r", "␍").replace("\n", "␊")
+            names.write(line.encode("utf-8", "surrogateescape") + b"\n")
+            copy.write(text.encode())
+            yield text
+
+
+def _files(directory: Path, sources: Iterable[str]) -> list[str]:
+    """Returns what the manifest of a store has the hashes of, relative to it."""
+    stores = [f"{split}/{name}" for name in sorted(sources) for split in SPLITS]
+    for name in sources:
+        if not SOURCE_NAME.fullmatch(name):
+            raise errors.DataError(
+                f"{directory}/manifest.json names a source {name!r}; a name is of "
+                "a–z, 0–9 and _: build it anew"
+            )
+    return [
+        *CARD,
+        "tokenizer/tokenizer.json",
+        "tokenizer/meta.json",
+        *(f"{path}/manifest.json" for path in stores),
+    ]
+
+
+def _open_split(
+    directory: Path, tokenizer: Tokenizer, about: Mapping[str, Any]
+) -> TokenStore:
+    """Opens a split of a source and holds it against what the store says of it."""
+    found = TokenStore.open(directory)
+    if found.fingerprint != tokenizer.fingerprint:
+        raise errors.DataError(
+            f"{directory} was made with another tokenizer ({found.fingerprint[:12]}) "
+            f"than the store's ({tokenizer.fingerprint[:12]}); build the store anew"
+        )
+    expected = about[directory.parent.name]
+    counts = {
+        "documents": found.num_documents,
+        "tokens": found.num_tokens,
+        "bytes": found.source_bytes,
+    }
+    if counts != expected:
+        raise errors.DataError(
+            f"{directory} has {counts}, and the store says {expected}; build the "
+            "store anew"
+        )
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, "utf-8", newline="\n")
