@@ -7,6 +7,7 @@
     substrings      passages that occur more than once
     contamination   passages of evaluation texts
     quality         a trained judge
+    words, hashing  what most of them count with
 
 Everything is a pure function of its arguments: never of the number of workers, the
 clock, hash seeds or the order of a dictionary. Not here: how training reads what was
