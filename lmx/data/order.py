@@ -25,8 +25,15 @@ def global_rows(
     short. Every epoch holds each of the `rows` once: in a new order of its own where
     `shuffle` is 'epoch', in the stored one where it is 'none'.
     """
-    positions = np.arange(start, stop, dtype=np.int64)
-    epochs, index = np.divmod(positions, rows)
+    turns = np.arange(start, stop, dtype=np.int64)
+    return rows_of_turns(turns, rows=rows, seed=seed, shuffle=shuffle)
+
+
+def rows_of_turns(
+    turns: np.ndarray, *, rows: int, seed: int, shuffle: str
+) -> np.ndarray:
+    """Returns the stored row at each of `turns`, positions of that endless sequence."""
+    epochs, index = np.divmod(turns, rows)
     order = errors.pick({"epoch": permute, "none": _stored}, shuffle, "shuffle")
     return order(index, rows=rows, seed=seed, epochs=epochs)
 
