@@ -56,19 +56,8 @@ class Words(NamedTuple):
 
     @property
     def unspaced(self) -> bool:
-        """Whether most letters belong to scripts without spaces between words."""
-        return 2 * self.unspaced_letters > self.letters
-
-    @property
-    def letters(self) -> int:
-        """How many letters of any script there are."""
-        spaced = np.count_nonzero(self.kinds == LETTER)
-        return int(spaced) + self.unspaced_letters
-
-    @property
-    def unspaced_letters(self) -> int:
-        """How many of them belong to scripts without spaces."""
-        return int(np.count_nonzero(self.kinds == UNSPACED))
+        """Whether most words are letters of scripts without spaces between words."""
+        return 2 * int(np.count_nonzero(self.kinds == UNSPACED)) > len(self.starts)
 
     def hashes(self) -> Array:
         """Returns a hash of each word, case and all, uint64 [words]."""
