@@ -249,7 +249,8 @@ class DataConfig:
 
     path: str = knob(
         "python_stdlib",
-        "A folder, a .txt, .jsonl or .parquet file (.gz too), or a TFDS name.",
+        "A folder, a .txt, .jsonl or .parquet file (.gz too), a TFDS name, or a store "
+        "of `lmx data build`, which is used as it is, with its own tokenizer.",
     )
     text_field: str = knob("text", "Field that holds the text in records.")
     validation_fraction: float = knob(
@@ -267,6 +268,19 @@ class DataConfig:
         "concat",
         "'concat' joins documents and cuts the stream into full rows, each attending "
         "only within its document; 'document' starts every document on a new row.",
+    )
+    mixture: tuple[str, ...] = knob(
+        (),
+        "Weights of a store's sources, such as 'wiki=3 code=1'; further entries hold "
+        "from a share of the steps ('80%: code=1') or a step ('640: code=1') on; () is "
+        "by their rows.",
+    )
+    temperature: float = knob(
+        1.0, "Weights w become w^(1/temperature): more evens sources out."
+    )
+    max_epochs: tuple[str, ...] = knob(
+        (),
+        "How often a source may come, such as 'wiki=4'; a bare '2' is for all others.",
     )
     shuffle: Literal["epoch", "none"] = knob(
         "epoch", "A new order of rows every epoch, or the stored order."

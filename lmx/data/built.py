@@ -15,10 +15,11 @@ theirs. What the card says, and how documents were chosen, is not known here.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,8 @@ class SourceStores:
     uses: tuple[str, ...]
     train: TokenStore
     validation: TokenStore
+    validation_text: Path
+    """The UTF-8 text of the validation documents, end to end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,24 +71,17 @@ class Built:
     sources: tuple[SourceStores, ...]
     """In the order of their names."""
 
-    def text(self, source: str) -> bytes:
-        """Returns the UTF-8 text of a source's validation documents, end to end."""
-        return self._file("validation", source, TEXT)
-
     def names(self, split: str, source: str) -> list[str]:
         """Returns the name of each document of a split."""
-        content = self._file(split, source, NAMES)
-        return content.decode("utf-8", "surrogateescape").split("\n")[:-1]
-
-    def _file(self, split: str, source: str, name: str) -> bytes:
-        path = self.directory / split / source / name
+        path = self.directory / split / source / NAMES
         try:
-            return path.read_bytes()
+            content = path.read_bytes()
         except OSError as error:
             raise errors.DataError(
                 f"{path} cannot be read ({error.strerror}); restore it, or build "
                 f"{self.directory} anew"
             ) from error
+        return content.decode("utf-8", "surrogateescape").split("\n")[:-1]
 
 
 def create(
@@ -116,9 +112,10 @@ def create(
             f"{directory} is there already; choose another --out, or delete it"
         )
     for name in sources:
-        if not SOURCE_NAME.fullmatch(name):
+        if not SOURCE_NAME.fullmatch(name) or name in SPLITS:
             raise errors.UserError(
-                f"source name {name!r} must be of a–z, 0–9 and _; rename it"
+                f"source name {name!r} must be of a–z, 0–9 and _, and not the name of "
+                "a split; rename it"
             )
     elsewhere = "choose another --out"
     with store.atomic_directory(directory, elsewhere=elsewhere) as partial:
@@ -182,6 +179,7 @@ def open_built(directory: str | os.PathLike[str]) -> Built:
                 validation=_open_split(
                     directory / "validation" / name, tokenizer, about
                 ),
+                validation_text=directory / "validation" / name / TEXT,
             )
             for name, about in sorted(counts.items())
         )
@@ -192,6 +190,17 @@ def open_built(directory: str | os.PathLike[str]) -> Built:
     if not sources:
         raise errors.DataError(f"{directory} has no sources; {remedy}")
     return Built(directory, tokenizer, manifest["config"], sources)
+
+
+def tokens_digest(sources: Sequence[SourceStores]) -> str:
+    """Returns what tells the training tokens of sources from others.
+
+    That of a lone source is the sha256 of its tokens.
+    """
+    if len(sources) == 1:
+        return sources[0].train.digest
+    content = json.dumps([[source.name, source.train.digest] for source in sources])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _write_split(

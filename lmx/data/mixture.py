@@ -124,10 +124,6 @@ class Mixture:
         found = self._before[stage] + inside
         return dict(zip(self.names, found.tolist(), strict=True))
 
-    def source_of(self, rows: np.ndarray) -> np.ndarray:
-        """Returns the index in `names` of the source of each row id."""
-        return np.searchsorted(self.first_rows, rows, "right") - 1
-
     def _shares(self, stage: int, position: int) -> np.ndarray:
         """Returns how many of the first rows of a stage are of each source."""
         sums = self._sums[stage].tolist()

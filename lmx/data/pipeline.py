@@ -1,125 +1,125 @@
 """From the `data` section of a config to a tokenizer and two token stores, cached.
 
 `prepare` reads the source once, holds documents out, trains the tokenizer, encodes, and
-gives the whole its name when it is done; the second time it only opens it. How batches
-come out of a store is in `batches`, whose `Batches` is also found here.
+gives the whole its name when it is done; the second time it only opens it. A built
+store is opened as it is. How batches come out of it is in `corpus`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lmx.core import errors
 from lmx.core.schema import DataConfig
 from lmx.data import sources, store
-from lmx.data.batches import Batches
+from lmx.data.built import SourceStores, is_built, open_built
+from lmx.data.corpus import Corpus
 from lmx.data.spool import Spool
 from lmx.data.store import TokenStore
 from lmx.inputs import tokenizers
-from lmx.inputs.batch import Batch
 from lmx.inputs.tokenizers import Tokenizer
 
 REVISION = 1  # of what is prepared from the same text and settings
 TRAINING_BYTES = 512 << 20
 REPORT_SECONDS = 5.0
+UNSTATED = "not stated"  # the licence of text that came without a build
 
 Report = Callable[[str], object]
 
 
-@dataclasses.dataclass(frozen=True)
-class Corpus:
-    """Prepared data: the tokenizer, both splits, and what it took to make them."""
-
-    directory: Path
-    tokenizer: Tokenizer
-    train: TokenStore
-    validation: TokenStore
-    summary: dict[str, Any]
-    """Documents, bytes, tokens per split; bytes per token; what was left out."""
-    config: DataConfig
-    context_length: int
-    seed: int
-
-    def validation_text(self) -> bytes:
-        """Returns the UTF-8 text of the validation documents, joined."""
-        path = self.directory / "validation.txt"
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise errors.DataError(
-                f"{path} cannot be read ({error.strerror}); run the same command again "
-                "to prepare the data anew"
-            ) from error
-
-    def train_batches(self) -> Batches:
-        """Returns the training batches that the config asks for."""
-        return self._batches(self.train, self.config.shuffle)
-
-    def validation_batches(self) -> Batches:
-        """Returns the validation batches, in stored order."""
-        return self._batches(self.validation, "none")
-
-    def validation_sample(self, count: int) -> Iterator[Batch]:
-        """Yields `count` validation batches, or all: rows in an order of the seed.
-
-        Neighbouring rows are of the same documents; these are a fair sample.
-        """
-        batches = self._batches(self.validation, "epoch")
-        if count * self.config.batch_size >= batches.num_rows:
-            return self.validation_batches().sequential()
-        return map(batches.at, range(count))
-
-    def _batches(self, split: TokenStore, shuffle: str) -> Batches:
-        return Batches(
-            split,
-            batch_size=self.config.batch_size,
-            context_length=self.context_length,
-            seed=self.seed,
-            shuffle=shuffle,
-            packing=self.config.packing,
-            prefetch=self.config.prefetch_batches,
-            workers=self.config.workers,
-        )
-
-
 def prepare(
-    config: DataConfig, *, context_length: int, seed: int, report: Report = print
+    config: DataConfig,
+    *,
+    context_length: int,
+    seed: int,
+    steps: int,
+    report: Report = print,
 ) -> Corpus:
-    """Returns the tokens of `config`'s text, from the cache or built into it.
+    """Returns the tokens of `config`'s text: a store, the cache, or built into it.
 
     The cache key is the sha256 of the listing of the source (names, sizes, times) and
     the settings that decide the tokens, so changed text is prepared again. Only the
-    order of rows depends on `seed` and only their length on `context_length`. Raises a
-    `DataError` for bad or too little text, a `StorageError` where the cache cannot be
-    written.
+    order of rows depends on `seed` and `steps` and only their length on
+    `context_length`. Raises a `DataError` for bad or too little text or a damaged
+    store, a `UserError` for an impossible mixture, a `StorageError` where the cache
+    cannot be written.
     """
+    if is_built(config.path):
+        found = _opened_store(config)
+    else:
+        found = _prepared(config, report)
+    corpus = Corpus(
+        **found,
+        config=config,
+        context_length=context_length,
+        seed=seed,
+        steps=steps,
+    )
+    _check_length(corpus)
+    corpus.train_batches()  # an impossible mixture is reported here
+    return corpus
+
+
+def _opened_store(config: DataConfig) -> dict[str, Any]:
+    """Returns what a `Corpus` holds of a built store."""
+    store_ = open_built(config.path)
+    if config.tokenizer not in tokenizers.KINDS:
+        wanted = Tokenizer.load(config.tokenizer).fingerprint
+        if wanted != store_.tokenizer.fingerprint:
+            raise errors.DataError(
+                f"{config.path} was built with another tokenizer "
+                f"({store_.tokenizer.fingerprint[:12]}) than data.tokenizer="
+                f"{config.tokenizer} ({wanted[:12]}); build the store with it, or "
+                f"set data.tokenizer={config.path}/tokenizer"
+            )
+    summary: dict[str, Any] = {"source": str(config.path)}
+    for split in ("train", "validation"):
+        parts = [getattr(source, split) for source in store_.sources]
+        summary[split] = {
+            "documents": sum(part.num_documents for part in parts),
+            "bytes": sum(part.source_bytes for part in parts),
+            "tokens": sum(part.num_tokens for part in parts),
+        }
+    if not summary["validation"]["documents"]:
+        raise errors.DataError(
+            f"{config.path} has no validation documents; build it anew with a larger "
+            "share held out"
+        )
+    return {
+        "directory": store_.directory,
+        "tokenizer": store_.tokenizer,
+        "sources": store_.sources,
+        "summary": summary,
+    }
+
+
+def _prepared(config: DataConfig, report: Report) -> dict[str, Any]:
+    """Returns what a `Corpus` holds of text that is prepared into the cache."""
     cache_dir = cache_directory(config)
     source = sources.open_source(
         config.path, text_field=config.text_field, cache_dir=cache_dir
     )
     directory = cache_dir / "prepared" / _key(config, source)
-    corpus = _open(directory, config, context_length, seed, report)
-    if corpus is None:
+    found = _open(directory, report)
+    if found is None:
         _check_space(cache_dir, source)
         with store.atomic_directory(directory) as partial:
             _build(partial, config, source, report)
-        corpus = _open(directory, config, context_length, seed, report)
-    if corpus is None:
+        found = _open(directory, report)
+    if found is None:
         raise errors.StorageError(
             f"what was just written to {directory} reads back damaged; check the disk, "
             "or set data.cache_dir to another"
         )
-    _check_length(corpus)
-    return corpus
+    return found
 
 
 def cache_directory(config: DataConfig) -> Path:
@@ -137,9 +137,7 @@ def _key(config: DataConfig, source: sources.Source) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def _open(
-    directory: Path, config: DataConfig, context_length: int, seed: int, report: Report
-) -> Corpus | None:
+def _open(directory: Path, report: Report) -> dict[str, Any] | None:
     """Opens prepared data; None where there is none, or it was damaged and is gone."""
     if not directory.exists():
         return None
@@ -154,16 +152,20 @@ def _open(
         report(f"cached data is damaged, preparing it again: {error}")
         shutil.rmtree(directory, ignore_errors=True)
         return None
-    return Corpus(
-        directory=directory,
-        tokenizer=tokenizer,
+    source = SourceStores(
+        name=summary["source"],
+        licence=UNSTATED,
+        uses=(),
         train=train,
         validation=validation,
-        summary=summary,
-        config=config,
-        context_length=context_length,
-        seed=seed,
+        validation_text=directory / "validation.txt",
     )
+    return {
+        "directory": directory,
+        "tokenizer": tokenizer,
+        "sources": (source,),
+        "summary": summary,
+    }
 
 
 def _build(
@@ -296,9 +298,10 @@ def _check_space(cache_dir: Path, source: sources.Source) -> None:
 
 
 def _check_length(corpus: Corpus) -> None:
-    if corpus.train.num_tokens <= corpus.context_length:
+    tokens = corpus.summary["train"]["tokens"]
+    if tokens <= corpus.context_length:
         raise errors.DataError(
-            f"the training split has {corpus.train.num_tokens:,} tokens, fewer than "
+            f"the training split has {tokens:,} tokens, fewer than "
             f"one row of {corpus.context_length} and its target; add text or lower "
             "model.context_length"
         )

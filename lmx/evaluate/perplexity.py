@@ -1,13 +1,13 @@
-"""Loss and bits per byte over validation batches."""
+"""Loss and bits per byte over rows of validation batches."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 
 class Perplexity(NamedTuple):
@@ -24,24 +24,32 @@ class Perplexity(NamedTuple):
     tokens: int
 
 
-def perplexity(
-    score: Callable[[Any, Any], dict],
-    params: Any,
-    batches: Iterable[Any],
-    *,
-    bytes_per_target: float,
-    limit: int | None = None,
-) -> Perplexity:
-    """Returns the loss of `params` over the first `limit` batches (None is all).
+def row_sums(
+    score: Callable[[Any, Any], dict], params: Any, batches: Iterable[Any]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns Σ nats and Σ tokens of each row of the batches in turn, float64 [R].
 
-    `score` is the compiled `(params, batch) → {"loss": Σ nats, "weight": Σ tokens}`.
-    `bytes_per_target` is the length of the whole text over the number of its targets:
-    over all batches bits per byte is then exact, over some it is an estimate.
+    `score` is the compiled `(params, batch) → {"loss": Σ nats, "weight": Σ tokens}`,
+    with sums over each row.
     """
     # Sums stay on the device until the end: nothing waits between batches.
-    sums = [score(params, batch) for batch in itertools.islice(batches, limit)]
+    sums = [score(params, batch) for batch in batches]
     fetched = jax.device_get(sums)
-    nats = sum(float(s["loss"]) for s in fetched)
-    tokens = sum(float(s["weight"]) for s in fetched)
-    loss = nats / max(tokens, 1.0)
-    return Perplexity(loss, loss / math.log(2) / bytes_per_target, round(tokens))
+    nats, tokens = (
+        np.concatenate([np.asarray(s[name], np.float64) for s in fetched])
+        for name in ("loss", "weight")
+    )
+    return nats, tokens
+
+
+def perplexity(
+    nats: np.ndarray, tokens: np.ndarray, *, bytes_per_target: float
+) -> Perplexity:
+    """Returns the loss over rows of which the sums are given.
+
+    `bytes_per_target` is the length of the whole text over the number of its targets:
+    over all rows bits per byte is then exact, over some it is an estimate.
+    """
+    loss = float(nats.sum()) / max(float(tokens.sum()), 1.0)
+    bits = loss / math.log(2) / bytes_per_target
+    return Perplexity(loss, bits, round(tokens.sum()))

@@ -56,7 +56,7 @@ class Experiment:
         return {
             "lmx": __version__,
             "tokenizer": self.corpus.tokenizer.fingerprint,
-            "data": self.corpus.train.digest,
+            "data": self.corpus.digest,
         }
 
     @property
@@ -107,7 +107,7 @@ class Experiment:
 
     @functools.cached_property
     def eval_function(self) -> Callable:
-        """The compiled `(params, batch) → sums`."""
+        """The compiled `(params, batch) → sums of each row`."""
         objective = make_objective(self.config, dropless(self.model))
         step = partial(eval_step, objective=objective)
         return self.partition.jit(step, out=self.partition.replicated)
@@ -129,6 +129,7 @@ def build(
         config.data,
         context_length=config.model.context_length,
         seed=config.seed,
+        steps=config.steps,
         report=report,
     )
     model = architecture(config, corpus.tokenizer.vocab_size)

@@ -16,7 +16,8 @@ from lmx.generate.sampling import SamplingConfig
 from lmx.generate.text import complete
 from lmx.report.plots import plot_losses
 from lmx.run.build import Experiment
-from lmx.run.train import SUMMARY, evaluator
+from lmx.run.evaluator import evaluator
+from lmx.run.train import SUMMARY
 from lmx.training.metrics import FILE_NAME
 from lmx.training.state import TrainState, weights_to_use
 
@@ -36,6 +37,11 @@ def finish(
         "validation": {
             "loss": round(measured["eval/validation/loss"], 4),
             "bits_per_byte": round(measured["eval/validation/bpb"], 4),
+        },
+        "sources": {
+            source.name: round(measured[f"eval/{source.name}/bpb"], 4)
+            for source in experiment.corpus.sources
+            if f"eval/{source.name}/bpb" in measured
         },
         "compressors": {},
         "skipped_steps": int(state.guard.skipped),
@@ -96,15 +102,15 @@ def samples_text(summary: dict) -> str:
 def final_screen(summary: dict, folder: Path) -> str:
     """Returns the text that ends a run: scores beside compressors, samples, files."""
     validation = summary["validation"]
-    rows = [
-        ("this model", validation["bits_per_byte"]),
-        *summary["compressors"].items(),
-    ]
+    rows = [("this model", validation["bits_per_byte"])]
     lines = ["", f"step {summary['step']:,}: validation bits per byte"]
+    rows += [(f"  {name}", bits) for name, bits in summary["sources"].items()]
+    rows += summary["compressors"].items()
     worst = max(bits for _, bits in rows)
+    width = max(12, *(len(name) + 1 for name, _ in rows))
     for name, bits in rows:
         share = bits / worst if 0 < worst < math.inf else 0
-        lines.append(f"  {name:<12}{bits:6.3f}  {'█' * max(1, round(40 * share))}")
+        lines.append(f"  {name:<{width}}{bits:6.3f}  {'█' * max(1, round(40 * share))}")
     for sample in summary.get("samples", []):
         lines += ["", "─" * 72, f"{sample['prompt']}{sample['text']}".rstrip()]
     if "functions" in summary:

@@ -13,6 +13,7 @@ from lmx.core import config as configs
 from lmx.core.errors import DataError, Preempted, UserError
 from lmx.core.schema import ExperimentConfig
 from lmx.core.workdir import claim, write_atomic
+from lmx.run.evaluator import evaluator
 from lmx.run.start import adopted
 
 Say = Callable[[str], None]
@@ -116,36 +117,6 @@ def placed_batches(experiment, start: int, stop: int) -> Generator[Any, None, No
             yield experiment.partition.place_batch(batch)
     finally:
         batches.close()
-
-
-def evaluator(experiment, *, final: bool = False) -> Callable[[Any], dict[str, float]]:
-    """Returns state → validation metrics; `final` takes the batches of the end."""
-    from lmx.evaluate.perplexity import perplexity
-    from lmx.training.state import weights_to_use
-
-    score = experiment.eval_function
-    evals = experiment.config.evals
-    split = experiment.corpus.validation
-    size = experiment.corpus.summary["validation"]["bytes"]
-
-    def evaluate(state) -> dict[str, float]:
-        if final:
-            batches = experiment.corpus.validation_batches().sequential()
-        else:
-            batches = experiment.corpus.validation_sample(evals.batches)
-        result = perplexity(
-            score,
-            weights_to_use(state),
-            map(experiment.partition.place_batch, batches),
-            bytes_per_target=size / max(1, split.num_targets),
-            limit=evals.final_batches if final else None,
-        )
-        return {
-            "eval/validation/loss": result.loss,
-            "eval/validation/bpb": result.bits_per_byte,
-        }
-
-    return evaluate
 
 
 class CompileWatch:
@@ -271,12 +242,31 @@ def describe(experiment, say: Say) -> None:
         f"{train['tokens']:,} tokens; {config.steps:,} steps of {tokens:,} tokens are "
         f"{epochs:.2f} epochs"
     )
+    if len(experiment.corpus.sources) > 1:
+        say("\n".join(mixture_lines(experiment.corpus, config.steps)))
     shape = " · ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1)
     pieces = experiment.micro_batches
     say(
         f"devices {mesh.size} × {devices}{f' ({shape})' if shape else ''}"
         f"{f', {pieces} micro-batches a step' if pieces > 1 else ''}"
     )
+
+
+def mixture_lines(corpus, steps: int) -> list[str]:
+    """Returns a line for each source: its share of the rows, and its epochs."""
+    batches = corpus.train_batches()
+    counts = batches.mixture.counts(steps * batches.batch_size)
+    total = max(1, sum(counts.values()))
+    width = max(map(len, counts))
+    lines = []
+    for source in corpus.sources:
+        share = counts[source.name] / total
+        epochs = counts[source.name] / max(1, batches.rows.counts[source.name])
+        lines.append(
+            f"        {source.name:<{width}} {share:6.1%} of the rows, "
+            f"{epochs:.2f} epochs, {source.licence}"
+        )
+    return lines
 
 
 def read_summary(folder: Path) -> dict | None:

@@ -119,7 +119,7 @@ def summed_gradient(
 def eval_step(
     params: Any, batch: Batch, *, objective: Objective
 ) -> dict[str, jax.Array]:
-    """Returns the sums {weight, metrics…} of a batch, without a gradient."""
+    """Returns the sums {weight, metrics…} of each row, float32 [B]; no gradient."""
     losses = objective(params, batch)
-    sums = {k: jnp.sum(v * losses.weights) for k, v in losses.metrics.items()}
-    return {**sums, "weight": jnp.sum(losses.weights)}
+    sums = {k: jnp.sum(v * losses.weights, 1) for k, v in losses.metrics.items()}
+    return {**sums, "weight": jnp.sum(losses.weights, 1)}

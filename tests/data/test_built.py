@@ -55,7 +55,8 @@ def test_what_was_written_reads_back(whole):
             ]
             assert decoded == [text for _, text in given]
             assert found.names(split, source.name) == [name for name, _ in given]
-    assert found.text("wiki") == "".join(t for _, t in documents("v", 3)).encode()
+    text = found.sources[1].validation_text.read_text("utf-8")
+    assert text == "".join(text for _, text in documents("v", 3))
 
 
 def test_counts_and_card_are_those_of_the_stores(whole):

@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lmx.core.errors import DataError, StorageError, UserError
 from lmx.core.schema import DataConfig
 from lmx.data import pipeline, store
-from lmx.data.batches import Batches
 from lmx.data.pipeline import Corpus, prepare
 from lmx.data.store import TokenStore
 from lmx.inputs.batch import Batch
@@ -50,7 +46,7 @@ def config(tmp_path) -> DataConfig:
 
 
 def _prepare(config: DataConfig, report: Callable[[str], object] = str) -> Corpus:
-    return prepare(config, context_length=LENGTH, seed=0, report=report)
+    return prepare(config, context_length=LENGTH, seed=0, steps=50, report=report)
 
 
 def _equal(left: Batch, right: Batch) -> bool:
@@ -64,16 +60,19 @@ def _documents(split: TokenStore, corpus: Corpus) -> list[str]:
 
 def test_both_splits_together_are_the_source_and_nothing_is_in_both(config):
     corpus = _prepare(config)
-    train = _documents(corpus.train, corpus)
-    validation = _documents(corpus.validation, corpus)
+    train = _documents(corpus.sources[0].train, corpus)
+    validation = _documents(corpus.sources[0].validation, corpus)
     assert Counter(train + validation) == Counter(map(_text, range(COUNT)))
     assert corpus.validation_text() == "".join(validation).encode()
-    assert corpus.validation.source_bytes == len(corpus.validation_text())
+    assert corpus.sources[0].validation.source_bytes == len(corpus.validation_text())
 
 
 def test_the_summary_counts_what_there_is(config):
     corpus = _prepare(config)
-    for name, split in (("train", corpus.train), ("validation", corpus.validation)):
+    for name, split in (
+        ("train", corpus.sources[0].train),
+        ("validation", corpus.sources[0].validation),
+    ):
         assert corpus.summary[name] == {
             "documents": split.num_documents,
             "bytes": split.source_bytes,
@@ -87,7 +86,7 @@ def test_a_second_call_reads_the_cache_and_does_not_encode(config, monkeypatch):
     monkeypatch.setattr(pipeline, "_build", None)
     again = _prepare(dataclasses.replace(config, batch_size=8, packing="document"))
     assert again.directory == first.directory
-    assert np.array_equal(again.train.tokens, first.train.tokens)
+    assert np.array_equal(again.sources[0].train.tokens, first.sources[0].train.tokens)
     assert again.summary == first.summary
 
 
@@ -111,7 +110,8 @@ def test_a_changed_file_is_prepared_again(config):
         file.write('{"text": "one more"}\n')
     second = _prepare(config)
     documents = [
-        c.train.num_documents + c.validation.num_documents for c in (first, second)
+        c.sources[0].train.num_documents + c.sources[0].validation.num_documents
+        for c in (first, second)
     ]
     assert documents == [COUNT, COUNT + 1]
 
@@ -120,7 +120,7 @@ def test_a_half_written_directory_is_ignored(config):
     directory = _prepare(config).directory
     shutil.copytree(directory, directory.with_name(f".partial-{directory.name}-0"))
     shutil.rmtree(directory)
-    assert _prepare(config).train.num_documents > 0
+    assert _prepare(config).sources[0].train.num_documents > 0
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,14 @@ def test_a_half_written_directory_is_ignored(config):
 )
 def test_damaged_cache_is_said_and_built_anew(config, name):
     first = _prepare(config)
-    tokens = first.train.tokens.tolist()
+    tokens = first.sources[0].train.tokens.tolist()
     for damage in (lambda path: path.unlink(), lambda path: os.truncate(path, 5)):
         damage(first.directory / name)
         said: list[str] = []
-        assert _prepare(config, report=said.append).train.tokens.tolist() == tokens
+        assert (
+            _prepare(config, report=said.append).sources[0].train.tokens.tolist()
+            == tokens
+        )
         assert "damaged" in said[0]
 
 
@@ -200,132 +203,36 @@ def test_of_two_documents_one_is_always_held_out(config):
     Path(config.path).write_text("\n".join(lines))
     change = {"validation_fraction": 0.001, "tokenizer": "byte"}
     corpus = _prepare(dataclasses.replace(config, **change))
-    assert (corpus.train.num_documents, corpus.validation.num_documents) == (1, 1)
-
-
-@pytest.fixture(scope="module")
-def small_store(tmp_path_factory) -> TokenStore:
-    directory = tmp_path_factory.mktemp("store") / "store"
-    tokenizer = train_tokenizer("byte", [], 259)
-    store.write_store(directory, map(_text, range(9)), tokenizer)
-    return TokenStore.open(directory)
-
-
-def _batches(small_store: TokenStore, **options) -> Batches:
-    defaults = {
-        "batch_size": 4,
-        "context_length": LENGTH,
-        "seed": 5,
-        "shuffle": "epoch",
-        "packing": "concat",
-        "prefetch": 2,
-        "workers": 1,
-    }
-    return Batches(small_store, **(defaults | options))
-
-
-@settings(deadline=None, max_examples=15)
-@given(
-    start=st.integers(0, 400),
-    count=st.integers(0, 6),
-    prefetch=st.integers(0, 3),
-    workers=st.integers(1, 3),
-    packing=st.sampled_from(["concat", "document"]),
-)
-def test_iterating_from_any_start_gives_the_batches_of_those_steps(
-    small_store, start, count, prefetch, workers, packing
-):
-    batches = _batches(small_store, prefetch=prefetch, workers=workers, packing=packing)
-    found = list(batches.iterate(start, start + count))
-    assert len(found) == count
-    for offset, batch in enumerate(found):
-        assert isinstance(batch, Batch)
-        assert _equal(batch, batches.at(start + offset))
-
-
-@settings(deadline=None)
-@given(step=st.integers(0, 10**6), hosts=st.sampled_from([1, 2, 4]))
-def test_the_shares_of_the_hosts_join_to_the_global_batch(small_store, step, hosts):
-    batches = _batches(small_store)
-    share = batches.batch_size // hosts
-    parts = [batches.rows_at(step, h * share, (h + 1) * share) for h in range(hosts)]
-    joined = Batch(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
-    assert _equal(joined, batches.at(step))
-
-
-def test_hosts_iterate_over_their_shares(small_store):
-    batches = _batches(small_store)
-    for step, batch in enumerate(batches.iterate(0, 3, rows=(1, 3))):
-        assert _equal(batch, batches.rows_at(step, 1, 3))
-
-
-@pytest.mark.parametrize("packing", ["concat", "document"])
-@pytest.mark.parametrize("shuffle", ["epoch", "none"])
-def test_an_epoch_trains_on_every_target_once(small_store, packing, shuffle):
-    # As many steps as rows: that is batch_size epochs, whole ones.
-    batches = _batches(small_store, packing=packing, shuffle=shuffle)
-    weight = sum(
-        batches.at(step).loss_weights.sum() for step in range(batches.num_rows)
-    )
-    assert weight == batches.batch_size * small_store.num_targets
-
-
-@pytest.mark.parametrize("packing", ["concat", "document"])
-def test_sequential_covers_every_target_once_with_full_batches(small_store, packing):
-    batches = _batches(small_store, packing=packing, batch_size=7)
-    found = list(batches.sequential())
-    assert {batch.tokens.shape for batch in found} == {(7, LENGTH)}
-    targets = np.concatenate([b.targets[b.loss_weights > 0] for b in found])
-    starts = small_store.offsets[:-1]
-    assert np.array_equal(targets, np.delete(small_store.tokens, starts))
-    shares = [list(batches.sequential(rows=rows)) for rows in ((0, 3), (3, 7))]
-    for whole, *parts in zip(found, *shares, strict=True):
-        joined = Batch(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
-        assert _equal(joined, whole)
-
-
-def test_an_error_in_a_worker_surfaces_with_its_message(small_store):
-    batches = _batches(small_store)
-
-    def fail(*_):
-        raise RuntimeError("the disk went away")
-
-    batches._packer.batch = fail  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="the disk went away"):
-        next(batches.iterate(0, 3))
-
-
-def test_closing_ends_the_threads(small_store):
-    before = set(threading.enumerate())
-    iterator = _batches(small_store, workers=2).iterate(0, 1000)
-    next(iterator)
-    started = set(threading.enumerate()) - before
-    assert started
-    iterator.close()
-    for thread in started:  # told to end, they finish the batch they are at
-        thread.join(10)
-        assert not thread.is_alive()
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("batch_size", 0), ("prefetch", -1), ("workers", 0)]
-)
-def test_values_out_of_range_are_named(small_store, option, value):
-    with pytest.raises(UserError, match=f"data.{option}"):
-        _batches(small_store, **{option: value})
-
-
-def test_wrong_names_are_reported_when_made(small_store):
-    with pytest.raises(UserError, match="did you mean 'epoch'"):
-        _batches(small_store, shuffle="epochs")
-    with pytest.raises(UserError, match="unknown packing"):
-        _batches(small_store, packing="none")
+    assert (
+        corpus.sources[0].train.num_documents,
+        corpus.sources[0].validation.num_documents,
+    ) == (1, 1)
 
 
 def test_a_corpus_makes_the_batches_its_config_asks_for(config):
     corpus = _prepare(config)
     batch = corpus.train_batches().at(0)
     assert batch.tokens.shape == (config.batch_size, LENGTH)
-    validation = corpus.validation_batches()
-    weight = sum(batch.loss_weights.sum() for batch in validation.sequential())
-    assert weight == corpus.validation.num_targets
+    rows = corpus.validation_rows
+    found = map(rows.batch, corpus.validation_ids(None))
+    weight = sum(batch.loss_weights.sum() for batch in found)
+    assert weight == corpus.sources[0].validation.num_targets
+
+
+def test_a_sample_of_the_validation_rows_is_some_of_them_once(config):
+    corpus = _prepare(config)
+    found = np.concatenate(corpus.validation_ids(2))
+    assert len(set(found.tolist())) == 2 * config.batch_size
+    assert 0 <= found.min() <= found.max() < len(corpus.validation_rows)
+    assert found.tolist() != sorted(found)
+    everything = corpus.validation_ids(10**6)
+    assert [part.tolist() for part in everything] == [
+        part.tolist() for part in corpus.validation_ids(None)
+    ]
+
+
+def test_a_mixture_that_cannot_be_is_refused_when_data_is_prepared(config):
+    with pytest.raises(UserError, match=r"unknown source in data\.mixture 'wiki'"):
+        _prepare(dataclasses.replace(config, mixture=("wiki=1",)))
+    with pytest.raises(UserError, match="take at most"):
+        _prepare(dataclasses.replace(config, max_epochs=("0.01",)))

@@ -9,32 +9,22 @@ import pytest
 
 from lmx.core.errors import UserError
 from lmx.evaluate.compression import compressed_bits_per_byte
-from lmx.evaluate.perplexity import perplexity
+from lmx.evaluate.perplexity import perplexity, row_sums
 from lmx.evaluate.syntax import first_function, parses
 
 
-def test_perplexity_is_the_mean_over_tokens_not_over_batches():
-    batches = [np.array([1.0, 2.0, 3.0]), np.array([6.0])]
-    result = perplexity(
-        lambda params, b: {"loss": np.sum(b) * params, "weight": np.float32(b.size)},
+def test_perplexity_is_the_mean_over_tokens_not_over_batches_or_rows():
+    batches = [np.array([[1.0, 2.0], [3.0, 0.0]]), np.array([[6.0, 0.0]])]
+    nats, tokens = row_sums(
+        lambda params, b: {"loss": b.sum(1) * params, "weight": (b > 0).sum(1)},
         2.0,
         batches,
-        bytes_per_target=4.0,
     )
+    assert nats.tolist() == [6, 6, 12]
+    result = perplexity(nats, tokens, bytes_per_target=4.0)
     assert result.loss == pytest.approx(2 * 12 / 4)
     assert result.bits_per_byte == pytest.approx(6 / math.log(2) / 4)
     assert result.tokens == 4
-
-
-def test_perplexity_reads_no_more_batches_than_its_limit():
-    def batches():
-        yield np.ones(2)
-        raise AssertionError("a second batch was read")
-
-    def score(params, batch):
-        return {"loss": batch.sum(), "weight": np.float32(batch.size)}
-
-    assert perplexity(score, None, batches(), bytes_per_target=1, limit=1).loss == 1
 
 
 def test_compressors_are_the_programs_they_name():

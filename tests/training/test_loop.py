@@ -114,7 +114,9 @@ class Machine:
 
     def evaluate(self, state):
         sums = self.score(state.ema, batch_at(10**6))
-        return {"eval/validation/loss": float(sums["loss"] / sums["weight"])}
+        return {
+            "eval/validation/loss": float(sums["loss"].sum() / sums["weight"].sum())
+        }
 
 
 @pytest.fixture(scope="module")

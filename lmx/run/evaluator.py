@@ -1,0 +1,50 @@
+"""Validation loss and bits per byte, of the whole split and of each source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def evaluator(experiment, *, final: bool = False) -> Callable[[Any], dict[str, float]]:
+    """Returns state → validation metrics; `final` takes the batches of the end.
+
+    Tags are `eval/validation/…`, and `eval/<source>/…` where there are several; a
+    source of which no row is in the sample is left out.
+    """
+    from lmx.evaluate.perplexity import perplexity, row_sums
+    from lmx.training.state import weights_to_use
+
+    corpus, evals = experiment.corpus, experiment.config.evals
+    ids = corpus.validation_ids(evals.final_batches if final else evals.batches)
+    rows = corpus.validation_rows
+    sources = rows.source_of(np.concatenate(ids))
+    splits = [source.validation for source in corpus.sources]
+
+    def evaluate(state) -> dict[str, float]:
+        batches = (experiment.partition.place_batch(rows.batch(part)) for part in ids)
+        score, params = experiment.eval_function, weights_to_use(state)
+        nats, tokens = row_sums(score, params, batches)
+        sets = {"validation": (sources >= 0, splits)}
+        if len(splits) > 1:
+            sets |= {
+                name: (sources == index, splits[index : index + 1])
+                for index, name in enumerate(rows.names)
+            }
+        found: dict[str, float] = {}
+        for name, (mine, stores) in sets.items():
+            if not tokens[mine].any():
+                continue
+            result = perplexity(
+                nats[mine],
+                tokens[mine],
+                bytes_per_target=sum(store.source_bytes for store in stores)
+                / sum(store.num_targets for store in stores),
+            )
+            found[f"eval/{name}/loss"] = result.loss
+            found[f"eval/{name}/bpb"] = result.bits_per_byte
+        return found
+
+    return evaluate
