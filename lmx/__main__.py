@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     if hasattr(sys.stdout, "reconfigure"):  # a terminal may know fewer characters
         sys.stdout.reconfigure(errors="replace")
+    if hasattr(sys.stdin, "reconfigure"):  # in the C locale it takes any bytes
+        sys.stdin.reconfigure(errors="strict")
     try:
         return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
     except UserError as error:

@@ -20,6 +20,7 @@ from lmx.generate.weights import QUANTIZED, Quantize
 from lmx.inputs.chat import ChatTemplate
 from lmx.inputs.chat_tokens import encode_chat
 from lmx.inputs.tokenizers import Tokenizer
+from lmx.interop.weights import Watch, unwatched
 from lmx.models.checks import check_causal
 from lmx.models.sizes import resolve
 
@@ -179,11 +180,13 @@ class LanguageModel:
         *,
         to: Literal["hf", "gguf"] = "hf",
         dtype: str = "float32",
+        watch: Watch = unwatched,
     ) -> Path:
         """Writes the model in a published format and returns where it is.
 
         'hf' makes a directory for Hugging Face transformers, 'gguf' a file
         `model.gguf` in it for llama.cpp. See `lmx.interop.export.export`.
+        `watch(what, done, total)` is told how many bytes are done.
         """
         from lmx.interop.export import export
 
@@ -196,6 +199,7 @@ class LanguageModel:
             tokenizer=self.tokenizer,
             chat_template=self.chat_template,
             family=self.family,
+            watch=watch,
         )
 
     def logits(self, token_ids: Sequence[int]) -> np.ndarray:
@@ -285,6 +289,11 @@ def load(
             f"lmx train --workdir={folder}"
         )
     found = open_pretrained(name)
+    if step is not None:
+        raise UserError(
+            f"step={step}: {name} is a published model, which has no checkpoints; "
+            "leave the step out"
+        )
     return LanguageModel(
         imported_config(found.model),
         found.params(like=like),

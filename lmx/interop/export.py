@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmx.core.errors import StorageError, UserError, pick
+from lmx.core.errors import StorageError, pick
+from lmx.core.new_folder import new_folder
 from lmx.core.schema import Architecture
 from lmx.inputs.tokenizers import Tokenizer
 from lmx.interop.added_tokens import begin_with
@@ -27,7 +26,7 @@ from lmx.interop.hf_config import write_config
 from lmx.interop.hf_families import FAMILIES
 from lmx.interop.safetensors_file import DTYPES, write_safetensors
 from lmx.interop.sentence_files import write_pooling
-from lmx.interop.weights import published
+from lmx.interop.weights import Watch, published, unwatched
 
 FORMATS = ("hf", "gguf")
 GGUF_KINDS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "Q8_0"}
@@ -46,11 +45,13 @@ def export(
     tokenizer: Tokenizer,
     chat_template: str | None,
     family: str | None = None,
+    watch: Watch = unwatched,
 ) -> Path:
     """Writes a model into the new folder `directory` and returns what was written.
 
     `dtype` is that of the weights: float32, float16 or bfloat16, for GGUF also int8
-    (Q8_0). `family` is tried first among those of Hugging Face.
+    (Q8_0). `family` is tried first among those of Hugging Face. `watch` is told how
+    far it is.
 
     Raises:
       UserError: the folder is not empty, the format cannot express the model, or the
@@ -60,34 +61,23 @@ def export(
     if to not in FORMATS:
         pick(dict.fromkeys(FORMATS), to, "export format")
     folder = Path(directory).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; choose a new folder to export to")
-    staged = None
+    parts = (dtype, model, params, tokenizer, chat_template, watch)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        staged.chmod(0o755)
-        parts = (dtype, model, params, tokenizer, chat_template)
-        if to == "hf":
-            _write_directory(staged, family, *parts)
-        else:
-            _write_gguf(staged, *parts)
-        if folder.exists():
-            folder.rmdir()
-        staged.rename(folder)
+        with new_folder(folder) as new:
+            if to == "hf":
+                _write_directory(new.path, family, *parts)
+            else:
+                _write_gguf(new.path, *parts)
     except OSError as error:
         raise StorageError(
             f"cannot write {folder} ({error.strerror}); free some space or choose "
             "another folder"
         ) from error
-    finally:
-        if staged is not None:
-            shutil.rmtree(staged, ignore_errors=True)
     return folder if to == "hf" else folder / "model.gguf"
 
 
 def _write_directory(
-    folder: Path, family, dtype, model, params, tokenizer, template
+    folder: Path, family, dtype, model, params, tokenizer, template, watch
 ) -> None:
     family, config = write_config(model, family)
     number = pick(HF_DTYPES, dtype, "dtype of an export to hf")
@@ -100,7 +90,8 @@ def _write_directory(
     ends = list(tokenizer.eos_ids)
     generation = ids if len(ends) == 1 else {**ids, "eos_token_id": ends}
     _write_json(folder / "generation_config.json", generation)
-    write_safetensors(folder, published(model, FAMILIES[family].rows, params), number)
+    rows = FAMILIES[family].rows
+    write_safetensors(folder, published(model, rows, params, watch=watch), number)
     text = with_prefix(tokenizer)
     (folder / "tokenizer.json").write_text(text, encoding="utf8")
     settings: dict[str, Any] = {
@@ -132,7 +123,7 @@ def with_prefix(tokenizer: Tokenizer) -> str:
     return backend.to_str(pretty=True)
 
 
-def _write_gguf(folder: Path, dtype, model, params, tokenizer, template) -> None:
+def _write_gguf(folder: Path, dtype, model, params, tokenizer, template, watch) -> None:
     kind = pick(GGUF_KINDS, dtype, "dtype of an export to gguf")
     metadata, rows = write_gguf_config(model)
     ids = {
@@ -150,7 +141,8 @@ def _write_gguf(folder: Path, dtype, model, params, tokenizer, template) -> None
         return lambda: np.asarray(make(), np.float32)
 
     tensors = [
-        (n, shape, wide(make)) for n, shape, make in published(model, rows, params)
+        (name, shape, wide(make))
+        for name, shape, make in published(model, rows, params, watch=watch)
     ]
     if model.rope_scaling == "llama3":
         factors = rope_factors(model)

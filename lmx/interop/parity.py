@@ -17,7 +17,7 @@ import numpy as np
 
 from lmx.core.schema import Architecture
 from lmx.interop.pretrained import Pretrained
-from lmx.interop.weights import published, row_chunks
+from lmx.interop.weights import Watch, published, row_chunks, unwatched
 from lmx.models.decoder import Decoder, head_logits
 from lmx.models.moe import dropless
 from lmx.models.sizes import parameter_count
@@ -43,22 +43,25 @@ def parity(
     model: Architecture,
     *,
     dtype: str | None = None,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Returns what `parity.json` holds; `ok` says whether all is within tolerance.
 
     `params` are those that were made of `pretrained`, of architecture `model`, or that
     it was made of; `dtype` is what they were rounded to, by default `param_dtype`.
+    `watch` is told how far it is.
     """
     dtype = dtype or model.param_dtype
     outputs = "logits" if model.attention == "causal" else "hidden_states"
     found: dict[str, Any] = {
-        "weights": weight_parity(pretrained, params, model, dtype=dtype),
+        "weights": weight_parity(pretrained, params, model, dtype=dtype, watch=watch),
         "unused": _unused(pretrained),
         "logits": None,
         "hidden_states": None,
     }
     why = _unmeasured(pretrained, model, dtype)
     if why is None:
+        watch(f"proving: {outputs.replace('_', ' ')} of transformers", 0, 0)
         found[outputs] = output_parity(pretrained, params, model)
     else:
         found["note"] = f"no {outputs} are compared: {why}"
@@ -101,7 +104,12 @@ def has_reference() -> bool:
 
 
 def weight_parity(
-    pretrained: Pretrained, params: Any, model: Architecture, *, dtype: str
+    pretrained: Pretrained,
+    params: Any,
+    model: Architecture,
+    *,
+    dtype: str,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Compares each tensor with the one that its parameters give when turned back.
 
@@ -110,7 +118,8 @@ def weight_parity(
     worst = wrong = 0.0
     where, count = "", 0
     relative, absolute = ROUNDING[dtype]
-    for name, shape, make in published(model, pretrained.rows, params):
+    tensors = published(model, pretrained.rows, params, what="proving", watch=watch)
+    for name, shape, make in tensors:
         whole, difference, largest = make(), 0.0, 0.0
         for rows in row_chunks(shape):
             theirs = np.asarray(pretrained.source.read(name, rows), np.float32)

@@ -7,6 +7,7 @@ file. Nothing in it is executed and no pickle is opened.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from lmx.interop.names import Row
 from lmx.interop.safetensors_file import Safetensors
 from lmx.interop.sentence_files import read_pooling
 from lmx.interop.text_files import read_json
-from lmx.interop.weights import Source, read_params
+from lmx.interop.weights import Source, Watch, read_params, unwatched
 from lmx.models.sizes import resolve
 
 HUB_FILES = [
@@ -69,7 +70,11 @@ class Pretrained:
     packing: str | None = None
 
     def params(
-        self, model: Architecture | None = None, like: Any = None
+        self,
+        model: Architecture | None = None,
+        *,
+        like: Any = None,
+        watch: Watch = unwatched,
     ) -> dict[str, Any]:
         """Returns the weights as nested dicts, in `param_dtype` of `model`.
 
@@ -82,6 +87,7 @@ class Pretrained:
             say_where=str(self.where),
             unused=self.unused,
             like=like,
+            watch=watch,
         )
 
 
@@ -95,8 +101,8 @@ def open_pretrained(name: str | os.PathLike[str]) -> Pretrained:
     path = Path(name)
     if path.suffix == ".gguf":
         return _open_gguf(path)
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        path = _download(str(name))
+    if not path.exists():
+        path = _download(str(name), path)
     if (path / "checkpoints").is_dir():
         raise UserError(
             f"{name} is a workdir of lmx already, not a published model; give it as it "
@@ -111,8 +117,19 @@ def open_pretrained(name: str | os.PathLike[str]) -> Pretrained:
     return _open_directory(path)
 
 
-def _download(name: str) -> Path:
-    """Returns the folder that the Hub's files were downloaded to."""
+def _download(name: str, path: Path) -> Path:
+    """Returns the folder that the Hub's files were downloaded to.
+
+    A name with a folder that is here means a path: the network is not asked.
+    """
+    if path.parent.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        names = [p.name for p in path.parent.glob("[!.]*")] if "/" in name else []
+        near = difflib.get_close_matches(path.name, names, n=1)
+        meant = f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
+        raise UserError(
+            f"there is no {path.absolute()}{meant or '; correct the path'} (a name of "
+            "the Hub is 'org/model', where no folder 'org' is here)"
+        )
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -28,7 +28,12 @@ from lmx.interop.names import BUFFERS, Row
 from lmx.models.decoder import abstract_params, stacks
 
 CHUNK = 1 << 22  # numbers that are converted or compared at once
+Watch = Callable[[str, int, int], object]  # what is done, its bytes so far, and in all
 ALIGNMENT = 64  # bytes; JAX takes such memory as it is, without a copy
+
+
+def unwatched(what: str, done: int, total: int) -> None:
+    """Shows nothing."""
 
 
 class Source(Protocol):
@@ -96,13 +101,14 @@ def read_params(
     say_where: str,
     unused: Iterable[str] = (),
     like: Any = None,
+    watch: Watch = unwatched,
 ) -> dict[str, Any]:
     """Returns the parameters of `model` as nested dicts of arrays.
 
     `like` are their abstract values, with dtypes and shardings; without it they are in
     `model.param_dtype` on the first device. Each shard is filled on its own, straight
     from the source. `say_where` names the source in errors; `unused` are patterns of
-    tensors that the model has no layer for.
+    tensors that the model has no layer for; `watch` is told how far it is.
 
     Raises:
       DataError: tensors are missing, left over, of another shape or not finite; they
@@ -115,10 +121,12 @@ def read_params(
         )
     groups = pieces(model, rows)
     _check_names(model, groups, source, say_where, (*BUFFERS, *unused))
-    reader = _Reader(model, groups, source, say_where)
+    wanted = flatten_with_names(like or _abstract(model))
+    tell = _told("reading", [x for _, x in wanted], watch)
+    reader = _Reader(model, groups, source, say_where, tell)
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     leaves = {}
-    for leaf, x in flatten_with_names(like or _abstract(model)):
+    for leaf, x in wanted:
         fill = partial(reader.shard, leaf, x)
         sharding = getattr(x, "sharding", None) or first
         leaves[leaf] = jax.make_array_from_callback(x.shape, sharding, fill)
@@ -128,9 +136,16 @@ def read_params(
 class _Reader:
     """Makes any part of any parameter of `model` from published tensors."""
 
-    def __init__(self, model: Architecture, groups: Groups, source: Source, where: str):
+    def __init__(
+        self,
+        model: Architecture,
+        groups: Groups,
+        source: Source,
+        where: str,
+        tell: Callable[[int], None] = lambda count: None,
+    ):
         self._model, self._source, self._where = model, source, where
-        self._groups = groups
+        self._groups, self._tell = groups, tell
         self._homes: dict[str, list[tuple[str, int]]] = {}
         for name, group in groups.items():
             for place, piece in enumerate(group):
@@ -151,6 +166,7 @@ class _Reader:
                         f"{self._where}: {name} holds values that are not finite"
                     )
                 own[where] = value
+                self._tell(own[where].nbytes)
         return made
 
     def _parts(
@@ -168,6 +184,20 @@ class _Reader:
             rows = slice(span.start + chunk.start, span.start + chunk.stop)
             value = _split(self._source.read(name, rows), self._model, group)[place]
             yield chunk, value[(slice(None), *index[1:])]
+
+
+def _told(what: str, leaves: Iterable[Any], watch: Watch) -> Callable[[int], None]:
+    """Returns what adds to the bytes of `leaves` that `watch` is told are done."""
+    total = sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in leaves)
+    done = 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        watch(what, done, total)
+
+    tell(0)
+    return tell
 
 
 def _abstract(model: Architecture) -> Any:
@@ -194,18 +224,26 @@ def row_chunks(shape: Sequence[int]) -> Iterator[slice]:
 
 
 def published(
-    model: Architecture, rows: Sequence[Row], params: Any
+    model: Architecture,
+    rows: Sequence[Row],
+    params: Any,
+    *,
+    what: str = "writing",
+    watch: Watch = unwatched,
 ) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
-    """Yields (name, shape, function that makes it) of every published tensor."""
+    """Yields (name, shape, function that makes it) of every published tensor.
+
+    `watch` is told how much of `what` is done, as they are made.
+    """
     leaves = dict(flatten_with_names(params))
+    tell = _told(what, leaves.values(), watch)
     for name, group in pieces(model, rows).items():
 
         def make(group=group) -> np.ndarray:
-            return _join(
-                [_to_theirs(p, _share(leaves[p.leaf], p.at)) for p in group],
-                model,
-                group,
-            )
+            shares = [_share(leaves[piece.leaf], piece.at) for piece in group]
+            parts = map(_to_theirs, group, shares)
+            tell(sum(share.nbytes for share in shares))
+            return _join(list(parts), model, group)
 
         yield name, _published_shape(group), make
 

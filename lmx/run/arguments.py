@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from lmx.core.config import load_experiment, override
-from lmx.core.errors import USAGE, UserError, did_you_mean
+from lmx.core.errors import USAGE, DataError, UserError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,6 +77,39 @@ def add_sampling(parser: argparse.ArgumentParser, *, temperature: str = "0.7") -
     add("--max_new_tokens", "--max-new-tokens", type=int, help="(default 128)")
     add("--stop", action="append", default=[], help="end at this text; may be repeated")
     add("--seed", type=int, help="decides the draws (default 0)")
+
+
+def add_step(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that picks a checkpoint of the workdir."""
+    parser.add_argument(
+        "--step", type=int, help="checkpoint to use (default: the newest)"
+    )
+
+
+def utf8(text: str) -> str:
+    """Returns `text`, the type of an option, unless its bytes were not UTF-8."""
+    try:
+        text.encode("utf8")
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("not UTF-8 text") from None
+    return text
+
+
+def read_whole(name: str, option: str) -> str:
+    """Returns the text of the file `name`, '-' for stdin, which `option` asked for.
+
+    Raises:
+      DataError: it cannot be read or is not UTF-8.
+    """
+    try:
+        whole = sys.stdin.read() if name == "-" else Path(name).read_text("utf8")
+    except OSError as error:
+        raise DataError(f"{option}={name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{option}={name} is not UTF-8 text: {error.reason}; convert it"
+        ) from error
+    return whole
 
 
 def add_quantize(parser: argparse.ArgumentParser) -> None:

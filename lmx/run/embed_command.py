@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import get_type_hints
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from lmx.core.errors import DONE, DataError, StorageError, UserError
 from lmx.core.schema import ModelConfig
-from lmx.run.arguments import Parser
+from lmx.run.arguments import Parser, add_step, read_whole, utf8
 
 EXAMPLE = """example:
   lmx embed --workdir=runs/minilm --similarity "A cat sat." "A kitten rested." "Tax law"
@@ -60,7 +59,7 @@ def parser() -> Parser:
         epilog=EXAMPLE,
     )
     add = parser.add_argument
-    add("texts", nargs="*", metavar="TEXT", help="a text to embed")
+    add("texts", nargs="*", type=utf8, metavar="TEXT", help="a text to embed")
     add(
         "--workdir",
         required=True,
@@ -75,7 +74,7 @@ def parser() -> Parser:
         choices=get_type_hints(ModelConfig)["pooling"].__args__,
         help="of hidden states (default: the model's own)",
     )
-    add("--step", type=int, help="checkpoint to use (default: the newest)")
+    add_step(parser)
     return parser
 
 
@@ -85,15 +84,7 @@ def read_texts(options) -> list[str]:
         raise UserError("give texts, or a file of them with --file=FILE")
     if not options.file:
         return options.texts
-    try:
-        name = options.file
-        whole = sys.stdin.read() if name == "-" else Path(name).read_text("utf8")
-    except OSError as error:
-        raise DataError(f"--file={options.file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"--file={options.file} is not UTF-8 text: {error.reason}"
-        ) from error
+    whole = read_whole(options.file, "--file")
     if not whole.strip():
         raise DataError(f"--file={options.file} holds no text; write one a line")
     # Line n is vector n: a blank line counts, and only an encoder has a vector for it.

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from lmx.core.errors import DONE, DataError
-from lmx.run.arguments import Parser
+from lmx.run.activity import Activity
+from lmx.run.arguments import Parser, add_step
 from lmx.run.import_command import PARITY, report
 
 EXAMPLE = """example:
@@ -32,22 +33,26 @@ def main(argv: list[str]) -> int:
         default="float32",
         help="of the weights; int8 is GGUF's Q8_0",
     )
-    add("--step", type=int, help="checkpoint to use (default: the newest)")
+    add_step(parser)
     options = parser.parse_args(argv)
 
     from lmx.api import load
+    from lmx.core.new_folder import new_folder
     from lmx.core.workdir import write_atomic
     from lmx.interop.parity import parity
     from lmx.interop.pretrained import open_pretrained
 
-    model = load(options.workdir, step=options.step)
-    path = model.save(options.directory, to=options.to, dtype=options.dtype)
-    print(f"written: {path}")
-    written = open_pretrained(path)
-    proof = parity(written, model.params, model.model, dtype=options.dtype)
-    file = Path(options.directory) / PARITY
-    write_atomic(file, json.dumps(proof, indent=2) + "\n")
+    to, dtype = options.to, options.dtype
+    folder = Path(options.directory).absolute()
+    with new_folder(folder) as new, Activity() as activity:
+        activity(f"loading {options.workdir}")
+        model = load(options.workdir, step=options.step)
+        path = model.save(new.path, to=to, dtype=dtype, watch=activity)
+        written = open_pretrained(path)
+        proof = parity(written, model.params, model.model, dtype=dtype, watch=activity)
+        write_atomic(new.path / PARITY, json.dumps(proof, indent=2) + "\n")
+    print(f"written: {folder / path.relative_to(new.path)}")
     if not proof["ok"]:
-        raise DataError(f"the export is wrong, see {file}")
+        raise DataError(f"the export is wrong, see {folder / PARITY}")
     print(report(proof))
     return DONE

@@ -9,7 +9,15 @@ import sys
 from pathlib import Path
 
 from lmx.core.errors import DONE, DataError, UserError
-from lmx.run.arguments import Parser, add_quantize, add_sampling, chosen_sampling
+from lmx.run.arguments import (
+    Parser,
+    add_quantize,
+    add_sampling,
+    add_step,
+    chosen_sampling,
+    read_whole,
+    utf8,
+)
 
 EXAMPLE = """example:
   lmx generate --workdir=runs/quickstart --prompt="def "
@@ -53,23 +61,28 @@ def parser() -> Parser:
     """Returns the parser of `lmx generate`."""
     parser = Parser(
         prog="lmx generate",
-        description="Continue prompts with a trained model.",
+        description="Continue prompts with a trained or imported model.",
         epilog=EXAMPLE,
     )
     add = parser.add_argument
-    add("--workdir", required=True, metavar="DIR", help="a run of lmx train")
+    add(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="a run, an imported model, or a published one",
+    )
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument(
-        "--prompt", help="the text to continue; '-' reads it from stdin"
+        "--prompt", type=utf8, help="the text to continue; '-' reads it from stdin"
     )
     prompt.add_argument(
         "--prompts",
         metavar="FILE",
-        help="one prompt a line, or .jsonl with a 'prompt' field; all in one batch",
+        help="one prompt a line ('-' is stdin), or .jsonl with a 'prompt' field",
     )
     add_sampling(parser)
     add_quantize(parser)
-    add("--step", type=int, help="checkpoint to use (default: the newest)")
+    add_step(parser)
     add(
         "--json",
         action=argparse.BooleanOptionalAction,
@@ -82,21 +95,12 @@ def parser() -> Parser:
 def read_prompts(options: argparse.Namespace) -> list[str]:
     """Returns the prompts that the options name."""
     if options.prompt == "-":
-        try:
-            return [sys.stdin.read()]
-        except UnicodeDecodeError as error:
-            raise DataError(f"--prompt=-: not UTF-8 text: {error.reason}") from error
+        return [read_whole("-", "--prompt")]
     if options.prompt is not None:
         return [options.prompt]
     path = Path(options.prompts)
-    try:
-        lines = [x for x in path.read_text(encoding="utf8").split("\n") if x.strip()]
-    except OSError as error:
-        raise DataError(f"--prompts={path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"--prompts={path} is not UTF-8 text: {error.reason}"
-        ) from error
+    whole = read_whole(options.prompts, "--prompts")
+    lines = [line for line in whole.split("\n") if line.strip()]
     if not lines:
         raise DataError(f"--prompts={path} holds no prompt; write one a line")
     if path.suffix != ".jsonl":

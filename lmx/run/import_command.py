@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from lmx.core.errors import DONE, DataError, UserError
 from lmx.core.schema import DType
+from lmx.run.activity import Activity
 from lmx.run.arguments import Parser
 
 EXAMPLE = """example:
@@ -42,10 +43,13 @@ def import_model(source: str, folder: Path, *, dtype: DType = "float32") -> None
       UserError: the folder is in use or the model cannot be expressed.
       DataError: a file is damaged, or the conversion is past its tolerance.
     """
+    import jax
+
     from lmx import __version__
     from lmx.api import TEMPLATE, imported_config
     from lmx.core import config as configs
-    from lmx.core.workdir import claim, write_atomic
+    from lmx.core.new_folder import new_folder
+    from lmx.core.workdir import write_atomic
     from lmx.interop.parity import parity
     from lmx.interop.pretrained import open_pretrained
     from lmx.models.counting import parameter_count
@@ -56,24 +60,32 @@ def import_model(source: str, folder: Path, *, dtype: DType = "float32") -> None
         raise UserError(f"--workdir={folder} holds a run already; choose a new folder")
     model = dataclasses.replace(pretrained.model, param_dtype=dtype)
     print(f"reading {parameter_count(model) / 1e6:.1f}M parameters of {source}")
-    params = pretrained.params(model)
-    proof = parity(pretrained, params, model)
-    with claim(folder) as folder:
-        write_atomic(folder / PARITY, json.dumps(proof, indent=2) + "\n")
-        if not proof["ok"]:
-            raise DataError(f"the conversion is wrong, see {folder / PARITY}: {proof}")
-        facts = {
-            "lmx": __version__,
-            "tokenizer": pretrained.tokenizer.fingerprint,
-            "imported": str(source),
-            "family": pretrained.family,
-        }
-        pretrained.tokenizer.save(folder / "tokenizer")
-        if pretrained.chat_template is not None:
-            write_atomic(folder / TEMPLATE, pretrained.chat_template)
-        with Checkpoints(folder / "checkpoints", facts=facts) as checkpoints:
-            checkpoints.save(0, {"params": params})
-        write_atomic(folder / "config.json", configs.to_json(imported_config(model)))
+    if folder.is_dir() and [p.name for p in folder.iterdir()] == [PARITY]:
+        (folder / PARITY).unlink()  # the proof that an import went wrong makes way
+    facts = {
+        "lmx": __version__,
+        "tokenizer": pretrained.tokenizer.fingerprint,
+        "imported": str(source),
+        "family": pretrained.family,
+    }
+    with new_folder(folder) as new, Activity() as activity:
+        staged = new.path
+        params = pretrained.params(model, watch=activity)
+        proof = parity(pretrained, params, model, watch=activity)
+        write_atomic(staged / PARITY, json.dumps(proof, indent=2) + "\n")
+        if proof["ok"]:
+            activity("writing", 0, sum(x.nbytes for x in jax.tree.leaves(params)))
+            pretrained.tokenizer.save(staged / "tokenizer")
+            if pretrained.chat_template is not None:
+                write_atomic(staged / TEMPLATE, pretrained.chat_template)
+            with Checkpoints(staged / "checkpoints", facts=facts) as checkpoints:
+                with new.held():  # Orbax would leave threads behind that write
+                    checkpoints.save(0, {"params": params})
+                checkpoints.wait()
+            config = configs.to_json(imported_config(model))
+            write_atomic(staged / "config.json", config)
+    if not proof["ok"]:
+        raise DataError(f"the conversion is wrong, see {folder / PARITY}: {proof}")
     print(report(proof))
     verb = "chat" if pretrained.chat_template else 'generate --prompt="Once"'
     if model.attention == "bidirectional":

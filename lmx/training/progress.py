@@ -114,7 +114,7 @@ class Progress:
             maxlen=RATE_WINDOW
         )
         self._live: Any = None
-        if _is_terminal(self._stream):
+        if is_terminal(self._stream):
             self._live = self._start_live()
 
     def update(self, step: int, values: Mapping[str, float]) -> None:
@@ -236,6 +236,7 @@ class Progress:
         return live
 
 
-def _is_terminal(stream: TextIO) -> bool:
+def is_terminal(stream: TextIO) -> bool:
+    """Returns whether a line that redraws itself can be shown there."""
     # Not rich's own test: that one also believes FORCE_COLOR, in a log file too.
     return stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")

@@ -10,18 +10,13 @@ import json
 import shutil
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 import lmx
 from lmx.__main__ import main
-from lmx.api import LanguageModel, imported_config
 from lmx.core.errors import DATA, DONE, IO_ERROR, USAGE, StorageError, UserError
-from lmx.core.schema import ModelConfig
-from lmx.core.trees import flatten_with_names, nest
-from lmx.inputs.tokenizers import train_tokenizer
 from lmx.interop import pretrained
 from lmx.interop.hf_families import FAMILIES
 from lmx.interop.safetensors_file import (
@@ -30,45 +25,8 @@ from lmx.interop.safetensors_file import (
     SafetensorsFile,
     write_safetensors,
 )
-from lmx.models.decoder import abstract_params
-from lmx.models.sizes import resolve
 
 REFERENCE = all(map(importlib.util.find_spec, ("torch", "transformers")))
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """A published llama, to copy and to damage; its model beside it."""
-    tokenizer = train_tokenizer("byte", [], 259)
-    config = ModelConfig(
-        context_length=64,
-        width=32,
-        num_layers=4,
-        num_heads=4,
-        num_kv_heads=2,
-        mlp_dim=64,
-        head="untied",
-        norm_epsilon=1e-6,
-        compute_dtype="float32",
-    )
-    model = resolve(config, vocab_size=tokenizer.vocab_size)
-    random = np.random.default_rng(0)
-    params = {
-        name: (name.endswith("/scale") + 0.2 * random.normal(size=x.shape)).astype("f")
-        for name, x in flatten_with_names(nn.meta.unbox(abstract_params(model)))
-    }
-    lm = LanguageModel(
-        imported_config(model),
-        nest(params),
-        tokenizer,
-        chat_template="{% for m in messages %}{{ m.content }}{% endfor %}",
-    )
-    return lm.save(tmp_path_factory.mktemp("source") / "hf"), lm
-
-
-@pytest.fixture
-def copied(source, tmp_path):
-    return Path(shutil.copytree(source[0], tmp_path / "copy"))
 
 
 def run(capsys, *argv):
@@ -364,10 +322,10 @@ def spoiled(to_theirs):
     """Returns `published` with another last step."""
     from lmx.interop import weights
 
-    def published(*args):
+    def published(*args, **named):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(weights, "_to_theirs", to_theirs)
-            found = [(n, s, make()) for n, s, make in weights.published(*args)]
+            found = [(n, s, make()) for n, s, make in weights.published(*args, **named)]
         return [(name, shape, lambda v=v: v) for name, shape, v in found]
 
     return published

@@ -59,7 +59,7 @@ def test_every_command_has_help_with_an_example(capsys, command):
         (["train", f"--config={EXPERIMENT}:smok"], "known: 'size=10m', 'smoke'"),
         (["config", "explain", "model.widht"], "did you mean 'model.width'?"),
         (["config", "explian"], "did you mean 'explain'?"),
-        (["generate", "--prompt=x", "--workdir=nowhere"], "holds no run"),
+        (["generate", "--prompt=x", "--workdir=nowhere"], "there is no /"),
         (["generate", "--workdir=x"], "--prompt"),
         (
             ["generate", "--workdir=x", "--prompt=x", "--temperature=-1"],
