@@ -20,6 +20,7 @@ from lmx.curate.language import language
 from lmx.curate.lexicon import toxicity
 from lmx.curate.repetition import PARAGRAPHS, repetition
 from lmx.curate.words import (
+    FIRST_CHINESE,
     LETTER,
     OTHER,
     UNSPACED,
@@ -43,7 +44,6 @@ SENTENCE_END = re.compile(
     "|[。！？．｡।॥۔؟։՜՞።፧፨။។៕៚།༎᙮᠃᠉߹܀܁܂᱾᱿꯫꓿꘎꛳⸮᪨᪩᪪᪫᭞᭟꧈꧉\U00011141-\U00011143]"
 )
 BLANKS = np.array([c for c in range(0x3001) if chr(c).isspace()], np.uint32)
-LAST_SILENT = 0x2E7F  # of the unspaced scripts, those before the Chinese ones
 SYLLABLES = ((0x1200, 0x137F), (0xAC00, 0xD7A3))  # Ethiopic, Hangul
 
 
@@ -175,7 +175,7 @@ def sentence_ends(*, least: float = 0.12) -> Judge:
     def judge(text: str) -> str | None:
         codes = code_points(text)
         unspaced = kind_table()[codes] == UNSPACED
-        if 4 * np.count_nonzero(unspaced & (codes <= LAST_SILENT)) > len(codes):
+        if 4 * np.count_nonzero(unspaced & (codes < FIRST_CHINESE)) > len(codes):
             return None
         share = 0.0
         for parts in (text.split("\n"), PARAGRAPHS.split(text)):

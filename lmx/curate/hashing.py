@@ -6,6 +6,8 @@ secrets: whoever knows the constants can make two spans collide.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 Array = np.ndarray
@@ -32,21 +34,41 @@ def _powers(base: int, count: int) -> Array:
     return np.cumprod(powers, out=powers)
 
 
-def hash_spans(values: Array, starts: Array, ends: Array) -> Array:
-    """Returns a hash of each `values[start:end]`, wherever in `values` it stands.
+class Sums(NamedTuple):
+    """Prefix sums of an array, from which the hash of any span takes one step.
 
-    `values` uint64 [n], well mixed (see `mix`); spans may overlap. Returns uint64
-    [spans]: a polynomial modulo 2^64 over prefix sums, so a span costs the same
-    whatever its length.
+    Polynomials modulo 2^64, so a span costs the same whatever its length, and its hash
+    does not depend on where in the array it stands.
     """
-    count = len(values) + 1
-    prefix = np.zeros(count, np.uint64)
-    np.cumsum(values * _powers(BASE, count)[:-1], out=prefix[1:])
-    sums = (prefix[ends] - prefix[starts]) * _powers(INVERSE, count)[starts]
-    return mix(sums + (ends - starts).astype(np.uint64))
+
+    prefix: Array  # uint64 [n + 1]
+    inverses: Array  # uint64 [n + 1]: what moves a span to the start
+
+    @classmethod
+    def of(cls, values: Array) -> Sums:
+        """Returns the sums of `values`, uint64 [n], well mixed (see `mix`)."""
+        count = len(values) + 1
+        prefix = np.zeros(count, np.uint64)
+        np.cumsum(values * _powers(BASE, count)[:-1], out=prefix[1:])
+        return cls(prefix, _powers(INVERSE, count))
+
+    def spans(self, starts: Array, ends: Array) -> Array:
+        """Returns the hash of each span from start to end, uint64 [spans]."""
+        sums = (self.prefix[ends] - self.prefix[starts]) * self.inverses[starts]
+        return mix(sums + (ends - starts).astype(np.uint64))
+
+    def windows(self, size: int) -> Array:
+        """Returns the hash of each span of that size, uint64 [n - size + 1]."""
+        count = max(len(self.prefix) - size, 0)
+        sums = self.prefix[size:] - self.prefix[:count]
+        return mix(sums * self.inverses[:count] + np.uint64(size))
+
+
+def hash_spans(values: Array, starts: Array, ends: Array) -> Array:
+    """Returns a hash of each `values[start:end]`; see `Sums`."""
+    return Sums.of(values).spans(starts, ends)
 
 
 def hash_windows(values: Array, size: int) -> Array:
-    """Returns the hashes of the windows of `size` values, uint64 [n - size + 1]."""
-    starts = np.arange(max(len(values) - size + 1, 0))
-    return hash_spans(values, starts, starts + size)
+    """Returns the hashes of the windows of `size` values; see `Sums`."""
+    return Sums.of(values).windows(size)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lmx.curate.hashing import hash_windows
-from lmx.curate.words import UNSPACED, Words, find_words
+from lmx.curate.words import Words, find_words
 
 Array = np.ndarray
 
@@ -21,7 +21,6 @@ DUPLICATE_NGRAMS = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)  # of 5 … 10 words
 PARAGRAPHS = re.compile(r"\n\s*\n")
 LEAST_WORDS = 50  # Gopher's shortest document; in shorter ones any name repeats
 LEAST_COUNT = 4  # of the most frequent n-gram
-FIRST_CHINESE = 0x2E80  # of the unspaced scripts, those after it
 
 
 def repetition(
@@ -56,7 +55,7 @@ def repetition(
             if of_characters > most_characters:
                 return f"{of_characters:.0%} of characters are in repeated {what}"
         found = find_words(text)
-        hashes, scale = found.hashes(), letters_per_word(found)
+        hashes, scale = found.hashes(), found.letters_per_word
         if len(hashes) < LEAST_WORDS * scale:
             return None
         for size, most in enumerate(top_ngrams, 2):
@@ -85,14 +84,6 @@ def repeated_parts(parts: list[str]) -> tuple[float, float]:
         seen.add(part)
     total = sum(map(len, parts))
     return count / max(len(parts), 1), characters / max(total, 1)
-
-
-def letters_per_word(found: Words) -> int:
-    """Returns how many of what was found make a word: 1, or more where unspaced."""
-    if not found.unspaced:
-        return 1
-    unspaced = found.codes[found.kinds == UNSPACED]
-    return 2 if np.median(unspaced) >= FIRST_CHINESE else 4
 
 
 def top_share(found: Words, hashes: Array, size: int) -> float:

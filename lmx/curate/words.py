@@ -42,6 +42,7 @@ UNSPACED_BLOCKS = (
     (0x1B000, 0x1B16F),  # Kana supplements
     (0x20000, 0x323AF),
 )
+FIRST_CHINESE = 0x2E80  # from here on they are Chinese, Japanese and Yi
 JOINERS = ("\u200c", "\u200d")  # within words of Persian and of Indic scripts
 _LAST = 0x323B0  # past it stand only variation selectors, tags and private use
 
@@ -58,6 +59,14 @@ class Words(NamedTuple):
     def unspaced(self) -> bool:
         """Whether most words are letters of scripts without spaces between words."""
         return 2 * int(np.count_nonzero(self.kinds == UNSPACED)) > len(self.starts)
+
+    @property
+    def letters_per_word(self) -> int:
+        """How many of these words make a word: 1, and 2 or 4 in unspaced scripts."""
+        if not self.unspaced:
+            return 1
+        letters = self.codes[self.kinds == UNSPACED]
+        return 2 if np.median(letters) >= FIRST_CHINESE else 4
 
     def hashes(self) -> Array:
         """Returns a hash of each word, case and all, uint64 [words]."""
