@@ -171,8 +171,10 @@ def serve(steps: Iterator[object]) -> None:
 def serve_lmx(dtype: str, residual: str) -> None:
     """Serves the step, the placement and the data of `lmx train`."""
     from lmx.core.config import default_config, freeze
+    from lmx.data.seen import Seen
     from lmx.run.build import build
     from lmx.run.train import placed_batches
+    from lmx.training.checkpoints import Checkpoints
 
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
@@ -197,7 +199,8 @@ def serve_lmx(dtype: str, residual: str) -> None:
 
         def steps():
             state, step = experiment.init(), experiment.step_function()
-            for batch in placed_batches(experiment, 0, config.steps):
+            seen, checkpoints = Seen(experiment.corpus), Checkpoints(folder)
+            for batch in placed_batches(experiment, seen, checkpoints, 0, config.steps):
                 state, metrics = step(state, batch)
                 yield metrics["loss"]
 

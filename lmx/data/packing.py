@@ -69,6 +69,12 @@ class Packer:
             positions=position_BL * real_BL,
         )
 
+    def documents(self, row: int) -> range:
+        """Returns the numbers of the documents that a row has tokens of."""
+        start_B, stop_B = self._windows(np.array([row]))
+        first = np.searchsorted(self._offsets, start_B[0], "right") - 1
+        return range(int(first), int(np.searchsorted(self._offsets, stop_B[0], "left")))
+
     def _document_starts(self, start_B: np.ndarray, stop_B: np.ndarray) -> np.ndarray:
         """Marks, [B, L + 1], where a document begins after a row's first token."""
         first_B = np.searchsorted(self._offsets, start_B, "right")

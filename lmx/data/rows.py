@@ -67,6 +67,11 @@ class Rows:
                 whole[mine] = field
         return self._packers[0].batch(ids) if found is None else found
 
+    def documents(self, row: int) -> range:
+        """Returns the numbers, in their store, of the documents of a row."""
+        source = int(self.source_of(np.array([row]))[0])
+        return self._packers[source].documents(row - int(self._first[source]))
+
     def ids_in_order(self, batch_size: int) -> list[np.ndarray]:
         """Returns the ids of batches that hold each row once, filled up with -1."""
         starts = range(0, len(self), batch_size)

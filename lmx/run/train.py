@@ -13,6 +13,7 @@ from lmx.core import config as configs
 from lmx.core.errors import DataError, Preempted, UserError
 from lmx.core.schema import ExperimentConfig
 from lmx.core.workdir import claim, write_atomic
+from lmx.data.seen import Seen
 from lmx.run.evaluator import evaluator
 from lmx.run.start import adopted
 
@@ -64,7 +65,9 @@ def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: S
         check_data(experiment, facts)
     config = experiment.config
     describe(experiment, say)
-    checkpoints.remember(experiment.facts)
+    seen = Seen(experiment.corpus)
+    if step is not None:
+        seen.resume(step, facts.get("seen"))
     write_atomic(folder / "config.json", configs.to_json(config))
     experiment.corpus.tokenizer.save(folder / "tokenizer")
     if step is None:
@@ -79,7 +82,9 @@ def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: S
     ):
         watch = CompileWatch(say=progress.say)
         progress.status("compiling the training step")
-        parts = _parts(experiment, checkpoints, metrics, progress, preemption, watch)
+        parts = _parts(
+            experiment, seen, checkpoints, metrics, progress, preemption, watch
+        )
         with watch:
             state = train_loop(state, parts, config)
     if preemption.requested:
@@ -87,7 +92,7 @@ def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: S
     return finish(experiment, state, folder, say=say)
 
 
-def _parts(experiment, checkpoints, metrics, progress, preemption, watch):
+def _parts(experiment, seen, checkpoints, metrics, progress, preemption, watch):
     """Returns what the loop calls, made from the experiment."""
     from lmx.models.counting import flops_per_token
     from lmx.parallel.devices import peak_flops
@@ -97,7 +102,7 @@ def _parts(experiment, checkpoints, metrics, progress, preemption, watch):
     config = experiment.config
     return Parts(
         step=watch.counted(experiment.step_function()),
-        batches=partial(placed_batches, experiment),
+        batches=partial(placed_batches, experiment, seen, checkpoints),
         evaluate=evaluator(experiment),
         schedule=make_schedule(config.optim, config.steps),
         checkpoints=checkpoints,
@@ -109,11 +114,25 @@ def _parts(experiment, checkpoints, metrics, progress, preemption, watch):
     )
 
 
-def placed_batches(experiment, start: int, stop: int) -> Generator[Any, None, None]:
-    """Yields the training batches of steps start..stop on the devices."""
+def placed_batches(
+    experiment, seen: Seen, checkpoints, start: int, stop: int
+) -> Generator[Any, None, None]:
+    """Yields the training batches of steps start..stop on the devices.
+
+    What has been seen when a batch is asked for is what checkpoints then remember.
+    Raises a `DataError` for a batch without a token to learn from.
+    """
+    checkpoints.remember({**experiment.facts, "seen": seen.facts})
     batches = experiment.corpus.train_batches().iterate(start, stop)
     try:
-        for batch in batches:
+        for step, batch in enumerate(batches, start):
+            if not seen.add(step, batch):
+                raise DataError(
+                    f"step {step + 1}: none of the {batch.tokens.size:,} positions of "
+                    "its batch has a loss, so there is nothing to learn; look at it "
+                    f"with `lmx data show --config=… --step={step + 1}`"
+                )
+            checkpoints.remember({**experiment.facts, "seen": seen.facts})
             yield experiment.partition.place_batch(batch)
     finally:
         batches.close()

@@ -197,7 +197,7 @@ class Checkpoints:
     # Writing.
 
     def remember(self, facts: Mapping[str, Any]) -> None:
-        """Stores `facts` with every checkpoint that is saved from now on."""
+        """Stores `facts` with every checkpoint whose `save` is called from now on."""
         self._facts = dict(facts)
 
     def recover(self) -> int | None:
@@ -233,7 +233,9 @@ class Checkpoints:
         self._pool = self._pool or concurrent.futures.ThreadPoolExecutor(
             1, thread_name_prefix="checkpoint"
         )
-        self._pending = self._pool.submit(self._finish, step, staged, taken)
+        self._pending = self._pool.submit(
+            self._finish, step, staged, taken=taken, facts=self._facts
+        )
 
     def check(self) -> None:
         """Raises what went wrong in the background, once; cheap enough for every step.
@@ -298,7 +300,9 @@ class Checkpoints:
         with self._folders.storage_errors(f"restore checkpoint {step} from"):
             return store.read(path, wanted)
 
-    def _finish(self, step: int, staged: Path, taken: float) -> None:
+    def _finish(
+        self, step: int, staged: Path, *, taken: float, facts: Mapping[str, Any]
+    ) -> None:
         """Runs in the background: waits for Orbax, adds the manifest, publishes."""
         import jax
 
@@ -307,7 +311,7 @@ class Checkpoints:
             with self._folders.storage_errors(f"save checkpoint {step} to"):
                 self._opened().wait()
                 if first:
-                    manifest = write_manifest(staged, step=step, facts=self._facts)
+                    manifest = write_manifest(staged, step=step, facts=facts)
                     self._folders.publish(step, manifest)
         except BaseException:
             self._folders.discard()

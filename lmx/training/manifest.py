@@ -77,6 +77,15 @@ def write_manifest(
     return manifest
 
 
+def read(directory: str | os.PathLike[str]) -> Manifest:
+    """Returns the manifest of a directory, whose files are not read.
+
+    Raises:
+      ManifestError: the manifest is missing or damaged.
+    """
+    return _decode(_read(Path(directory) / MANIFEST))
+
+
 def verify(directory: str | os.PathLike[str]) -> Manifest:
     """Returns the manifest of a directory that holds exactly what it says.
 

@@ -1,4 +1,4 @@
-"""A trained run that tests of this folder share."""
+"""Trained runs, and a built store, that tests of this folder share."""
 
 import shutil
 from pathlib import Path
@@ -7,6 +7,8 @@ import pytest
 
 import lmx
 from lmx.core.config import freeze
+from lmx.data.built import Content, create
+from lmx.inputs.tokenizers import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,3 +53,48 @@ def finished(tmp_path_factory):
 def run_copy(finished, tmp_path):
     """A copy of the finished run."""
     return Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+
+FILES = {"data": "lmx/data/*.py", "inputs": "lmx/inputs/*.py"}
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """A built store of two sources."""
+    texts = {
+        name: [(path.name, path.read_text()) for path in sorted(ROOT.glob(pattern))]
+        for name, pattern in FILES.items()
+    }
+    tokenizer = train_tokenizer("bpe", (t for d in texts.values() for _, t in d), 300)
+    directory = tmp_path_factory.mktemp("built") / "store"
+    create(
+        directory,
+        tokenizer,
+        sources={
+            name: Content(f"licence of {name}", ("train",), some[2:], some[:2])
+            for name, some in texts.items()
+        },
+        config={},
+        card=lambda counts: ({}, ""),
+    )
+    return directory
+
+
+def mixed_config(store: Path):
+    """Returns an experiment on a store of `data` and `inputs`, in two stages."""
+    config = tiny_config()
+    config.data.path = str(store)
+    config.data.mixture = ("data=3 inputs=1", "50%: inputs=1")
+    config.evals.prompts = ()
+    config.evals.function_samples = 0
+    return config
+
+
+@pytest.fixture(scope="session")
+def mixed_run(built, tmp_path_factory):
+    """A finished run on the built store."""
+    from lmx.run.train import train
+
+    workdir, said = tmp_path_factory.mktemp("mixed"), []
+    summary = train(freeze(mixed_config(built)), workdir, say=said.append)
+    return workdir, summary, said

@@ -12,58 +12,20 @@ import numpy as np
 import pytest
 
 from lmx.core.config import freeze
-from lmx.core.errors import DataError
-from lmx.data.built import Content, create
+from lmx.core.errors import DataError, UserError
 from lmx.data.packing import Packer
+from lmx.data.seen import Seen
 from lmx.data.store import TokenStore
 from lmx.inputs.tokenizers import train_tokenizer
 from lmx.models.decoder import Decoder, head_logits
 from lmx.run.build import build
 from lmx.run.evaluator import evaluator
 from lmx.run.train import train
+from lmx.training.checkpoints import Checkpoints
 from lmx.training.metrics import read_metrics
 from lmx.training.state import weights_to_use
 
-from .conftest import ROOT, tiny_config
-
-FILES = {"data": "lmx/data/*.py", "inputs": "lmx/inputs/*.py"}
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory) -> Path:
-    texts = {
-        name: [(path.name, path.read_text()) for path in sorted(ROOT.glob(pattern))]
-        for name, pattern in FILES.items()
-    }
-    tokenizer = train_tokenizer("bpe", (t for d in texts.values() for _, t in d), 300)
-    directory = tmp_path_factory.mktemp("built") / "store"
-    create(
-        directory,
-        tokenizer,
-        sources={
-            name: Content(f"licence of {name}", ("train",), some[2:], some[:2])
-            for name, some in texts.items()
-        },
-        config={},
-        card=lambda counts: ({}, ""),
-    )
-    return directory
-
-
-def mixed_config(store: Path):
-    config = tiny_config()
-    config.data.path = str(store)
-    config.data.mixture = ("data=3 inputs=1", "50%: inputs=1")
-    config.evals.prompts = ()
-    config.evals.function_samples = 0
-    return config
-
-
-@pytest.fixture(scope="module")
-def mixed_run(built, tmp_path_factory):
-    workdir, said = tmp_path_factory.mktemp("mixed"), []
-    summary = train(freeze(mixed_config(built)), workdir, say=said.append)
-    return workdir, summary, said
+from .conftest import mixed_config, tiny_config
 
 
 def losses(workdir: Path) -> list[float]:
@@ -170,4 +132,69 @@ def test_a_damaged_store_stops_a_run_before_it_starts(built, tmp_path):
     (copy / "train" / "data" / "tokens.bin").unlink()
     with pytest.raises(DataError, match=r"train/data.*tokens\.bin") as error:
         train(freeze(mixed_config(copy)), tmp_path / "run", say=str)
+    assert error.value.exit_code == 3
+
+
+def seen_at(workdir: Path, step: int) -> dict:
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        return checkpoints.facts(step)["seen"]
+
+
+def test_a_checkpoint_says_what_was_seen_and_it_sums_to_the_tokens_trained(mixed_run):
+    trained = 0
+    for row in read_metrics(mixed_run[0] / "metrics.jsonl"):
+        trained += round(row["train/tokens"])
+        if row["step"] not in (6, 8):
+            continue
+        seen = seen_at(mixed_run[0], row["step"])
+        assert seen["tokens"] == trained
+        assert sum(about["tokens"] for about in seen["sources"].values()) == trained
+        assert seen["licences"] == {
+            about["licence"]: about["tokens"] for about in seen["sources"].values()
+        }
+        rows = [about["rows"] for about in seen["sources"].values()]
+        assert rows == {6: [12, 12], 8: [12, 20]}[row["step"]]
+
+
+def test_what_was_seen_goes_on_through_a_resumed_run(mixed_run, built, tmp_path):
+    copy = Path(shutil.copytree(mixed_run[0], tmp_path / "run"))
+    shutil.rmtree(copy / "checkpoints" / "8")
+    (copy / "summary.json").unlink()
+    train(freeze(mixed_config(built)), copy, say=str)
+    assert seen_at(copy, 8) == seen_at(mixed_run[0], 8)
+
+
+def test_a_checkpoint_without_counts_is_counted(mixed_run, built):
+    corpus = build(freeze(mixed_config(built)), report=str).corpus
+    seen = Seen(corpus)
+    seen.resume(6, None)
+    assert seen.facts == seen_at(mixed_run[0], 6)
+
+
+def test_stages_that_moved_are_refused_and_stages_in_steps_are_not(
+    mixed_run, built, tmp_path
+):
+    copy = Path(shutil.copytree(mixed_run[0], tmp_path / "run"))
+    config = mixed_config(built)
+    config.steps = 16
+    with pytest.raises(UserError, match="give them as steps") as error:
+        train(freeze(config), copy, say=str)
+    assert "12 rows of data, 20 rows of inputs" in str(error.value)
+    assert "24 rows of data, 8 rows of inputs" in str(error.value)
+    config.data.mixture = ("data=3 inputs=1", "4: inputs=1")
+    seen = Seen(build(freeze(config), report=str).corpus)
+    seen.resume(8, seen_at(mixed_run[0], 8))
+
+
+def test_a_batch_without_anything_to_learn_stops_the_run(tmp_path):
+    config = tiny_config()
+    config.model.context_length = 1  # a row whose target is the next document's BOS
+    config.data.batch_size = 1
+    config.data.shuffle = "none"
+    config.data.tokenizer = "byte"
+    config.data.path = str(tmp_path / "text.jsonl")
+    lines = [json.dumps({"text": letter}) for letter in "abcdefgh"]
+    Path(config.data.path).write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"^step 3: none of the 1 positions") as error:
+        train(freeze(config), tmp_path / "run", say=str)
     assert error.value.exit_code == 3

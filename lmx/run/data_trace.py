@@ -1,0 +1,123 @@
+"""`lmx data trace`: which runs and checkpoints saw how many tokens of a source.
+
+Checkpoints say what they saw; here they are only read. A run belongs to a store if it
+was trained on its tokens, wherever the store was then.
+"""
+
+from __future__ import annotations
+
+from glob import glob
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lmx.core import config as configs
+from lmx.core.errors import DONE, CheckpointError, UserError, pick
+from lmx.data.built import SourceStores, open_built, tokens_digest
+from lmx.run.arguments import Parser
+from lmx.training import manifest
+
+EXAMPLE = """example:
+  lmx data trace STORE --source=wiki
+  lmx data trace STORE --source=wiki --workdir=runs/first --workdir=/elsewhere/second
+"""
+
+
+class Sighting(NamedTuple):
+    """What one checkpoint saw of a source, and of all."""
+
+    run: Path
+    step: int
+    tokens: int
+    total: int
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line, prints, and returns the exit code."""
+    parser = Parser(
+        prog="lmx data trace",
+        description="Print which runs and checkpoints saw how many tokens of a source.",
+        epilog=EXAMPLE,
+    )
+    parser.add_argument("store", metavar="STORE", help="what `lmx data build` wrote")
+    parser.add_argument("--source", required=True, metavar="NAME")
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        action="append",
+        help="a run to look at; may be repeated (default: runs/*)",
+    )
+    options, _ = parser.parse_with_overrides(argv)
+    store = open_built(options.store)
+    names = {source.name: source for source in store.sources}
+    source = pick(names, options.source, "source of this store")
+    runs = [Path(name) for name in options.workdir or sorted(glob("runs/*"))]
+    found, remarks = sightings(
+        runs, source.name, digest=tokens_digest(store.sources), store=store.directory
+    )
+    print(report(source, store.directory, found))
+    print("\n".join(remarks), end="\n" if remarks else "")
+    return DONE
+
+
+def sightings(
+    runs: list[Path], source: str, *, digest: str, store: Path
+) -> tuple[list[Sighting], list[str]]:
+    """Returns what the checkpoints of runs say, and what cannot be told of them."""
+    found: list[Sighting] = []
+    remarks: list[str] = []
+    for run in runs:
+        try:
+            folders = [p for p in (run / "checkpoints").iterdir() if p.name.isdigit()]
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                remarks.append(f"{run}: cannot be read ({error.strerror})")
+            continue
+        for folder in sorted(folders, key=lambda path: int(path.name)):
+            try:
+                facts = manifest.read(folder).facts
+            except CheckpointError as error:
+                remarks.append(f"{folder}: {error}")
+                continue
+            if facts.get("data") != digest:
+                if _trained_on(run) == store.absolute():
+                    remarks.append(f"{folder}: is of an earlier build of {store}")
+            elif "seen" not in facts:
+                remarks.append(f"{folder}: is of an lmx that did not count sources")
+            else:
+                found.append(_sighting(run, int(folder.name), facts["seen"], source))
+    return found, remarks
+
+
+def report(source: SourceStores, store: Path, found: list[Sighting]) -> str:
+    """Returns the table, a line for each checkpoint."""
+    size = source.train.num_targets
+    head = (
+        f"{source.name} in {store}: {size:,} tokens to learn, "
+        f"{source.train.num_documents:,} documents, licence {source.licence}"
+    )
+    if not found:
+        return f"{head}\nno checkpoint of the runs looked at has seen any of this store"
+    width = max(3, *(len(str(sighting.run)) for sighting in found))
+    lines = [
+        head,
+        "",
+        f"{'run':<{width}}  {'step':>9}  {'tokens':>15}  {'epochs':>7}  of its tokens",
+    ]
+    for run, step, tokens, total in found:
+        epochs, share = tokens / max(1, size), tokens / max(1, total)
+        numbers = f"{step:>9,}  {tokens:>15,}  {epochs:>7.2f}  {share:13.1%}"
+        lines.append(f"{run!s:<{width}}  {numbers}")
+    return "\n".join(lines)
+
+
+def _sighting(run: Path, step: int, seen: dict[str, Any], source: str) -> Sighting:
+    return Sighting(run, step, seen["sources"][source]["tokens"], seen["tokens"])
+
+
+def _trained_on(run: Path) -> Path | None:
+    """Returns where the data of a run was, None where that cannot be told."""
+    try:
+        text = (run / "config.json").read_text("utf-8")
+        return Path(configs.from_json(text).data.path).absolute()
+    except (OSError, ValueError, UserError):
+        return None
