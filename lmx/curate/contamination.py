@@ -47,6 +47,8 @@ class Level(NamedTuple):
         """Returns where in a text's letters the first passage is, or None."""
         windows = sums.windows(self.prefix)
         positions = np.flatnonzero(self.possible[_last_bits(windows)])
+        if not len(positions):
+            return None
         first = np.searchsorted(self.keys, windows[positions], side="left")
         counts = np.searchsorted(self.keys, windows[positions], side="right") - first
         if not counts.any():

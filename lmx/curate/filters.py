@@ -18,6 +18,7 @@ import numpy as np
 from lmx.core.errors import UserError, did_you_mean, pick
 from lmx.curate.language import language
 from lmx.curate.lexicon import toxicity
+from lmx.curate.quality import quality
 from lmx.curate.repetition import PARAGRAPHS, repetition
 from lmx.curate.words import (
     FIRST_CHINESE,
@@ -245,6 +246,7 @@ FILTERS: dict[str, Callable[..., Judge]] = {
     "repetition": repetition,
     "language": language,
     "toxicity": toxicity,
+    "quality": quality,
 }
 
 
