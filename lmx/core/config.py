@@ -214,37 +214,50 @@ def freeze(config: ConfigDict | Mapping) -> ExperimentConfig:
     values = config.to_dict() if isinstance(config, ConfigDict) else config
     if not isinstance(values, Mapping):
         raise UserError(f"a config is a section of options, not {values!r}")
-    frozen = _freeze(values, ExperimentConfig, "")
+    frozen = freeze_section(values, ExperimentConfig)
     _check(frozen)
     return frozen
 
 
-def _freeze(values: Mapping, kind: type, prefix: str) -> Any:
+def freeze_section(
+    values: Mapping, kind: type, prefix: str = "", known: list[str] | None = None
+) -> Any:
+    """Returns `values` as the dataclass `kind`, each of the type that is written there.
+
+    Raises a `UserError` for a wrong value, and for an unknown key with the nearest of
+    `known` (default: those of `kind`).
+    """
     hints = typing.get_type_hints(kind)
+    known = known or [f"{prefix}{key}" for key, _, _ in fields(kind)]
     for name in values:
         if name not in hints:
-            known = [key for key, _, _ in fields()]
             raise UserError(
-                f"unknown key {prefix}{name}{_nearest_key(prefix + name, known)}"
+                f"unknown key {prefix}{name}{_nearest_key(f'{prefix}{name}', known)}"
             )
-    checked = {}
-    for name, value in values.items():
-        hint, key = hints[name], f"{prefix}{name}"
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, Mapping):
-                raise UserError(f"{key}={value!r} must be a section of options")
-            checked[name] = _freeze(value, typing.cast(type, hint), f"{key}.")
-        else:
-            checked[name] = _checked(value, hint, key)
+    checked = {
+        name: _checked(value, hints[name], f"{prefix}{name}", known)
+        for name, value in values.items()
+    }
     return kind(**checked)
 
 
-def _checked(value: Any, hint: Any, key: str) -> Any:
+def _checked(value: Any, hint: Any, key: str, known: list[str] | None = None) -> Any:
     """Returns `value` if it has the type `hint`; an int does for a float."""
     if value is None and type(None) in typing.get_args(hint):
         return None
     hint = _without_none(hint)
     origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key}={value!r} must be a section of options")
+        return freeze_section(value, typing.cast(type, hint), f"{key}.", known)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key}={value!r} must be a section of named entries")
+        entry = typing.get_args(hint)[1]
+        return {str(k): _checked(v, entry, f"{key}.{k}") for k, v in value.items()}
+    if hint is Any:
+        return value
     if origin is typing.Literal:
         if value not in typing.get_args(hint):
             near = did_you_mean(str(value), typing.get_args(hint))

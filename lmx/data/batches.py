@@ -8,6 +8,7 @@ is in `mixture`, what a row is in `rows`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +17,9 @@ from lmx.core import errors
 from lmx.data.mixture import Mixture
 from lmx.data.rows import Rows
 from lmx.inputs.batch import Batch
+
+BLOCK, BLOCKS_KEPT = 4096, 4  # rows whose ids are computed at once
+NO_ROWS = np.zeros(0, np.int64)
 
 
 class Batches:
@@ -42,6 +46,10 @@ class Batches:
                 )
         self.rows = rows
         self.mixture = mixture
+        # One row costs nearly what thousands do; steps that follow share a block.
+        self._block = functools.lru_cache(maxsize=BLOCKS_KEPT)(
+            lambda number: mixture.rows(number * BLOCK, (number + 1) * BLOCK)
+        )
         self._prefetch, self._workers = prefetch, workers
         self.batch_size = batch_size
 
@@ -55,8 +63,12 @@ class Batches:
 
     def ids_at(self, step: int, start: int, stop: int) -> np.ndarray:
         """Returns the ids, int64 [stop - start], of rows of the batch of a step."""
-        first = step * self.batch_size
-        return self.mixture.rows(first + start, first + stop)
+        first = step * self.batch_size + start
+        stop += step * self.batch_size
+        numbers = range(first // BLOCK, -(-stop // BLOCK))
+        blocks = [self._block(number) for number in numbers]
+        offset = first // BLOCK * BLOCK
+        return np.concatenate([*blocks, NO_ROWS])[first - offset : stop - offset]
 
     def iterate(
         self,

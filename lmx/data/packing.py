@@ -50,23 +50,28 @@ class Packer:
 
     def batch(self, rows: np.ndarray) -> Batch:
         """Returns the rows, int64 [B], as a batch; a row below 0 is all padding."""
+        B, L = len(rows), self._length
         start_B, stop_B = self._windows(rows)
-        index_BW = start_B[:, None] + np.arange(self._length + 1)
         # A token without a target has nothing to learn from: it is padding too.
-        real_BL = index_BW[:, 1:] < stop_B[:, None]
-        np.minimum(index_BW, len(self._tokens) - 1, out=index_BW)
-        token_BW = self._tokens[index_BW].astype(np.int32)
-        begins_BW = self._document_starts(start_B, stop_B)
-        column_L = np.arange(self._length, dtype=np.int32)
-        segment_BL = 1 + np.cumsum(begins_BW[:, :-1], axis=1, dtype=np.int32)
-        begin_BL = np.where(begins_BW[:, :-1], column_L, np.int32(0))
-        position_BL = column_L - np.maximum.accumulate(begin_BL, axis=1)
+        real_B = np.maximum(stop_B - start_B - 1, 0)
+        token_BW = self._gather(start_B)
+        token_BL, target_BL = token_BW[:, :-1], token_BW[:, 1:]
+        weight_BL = np.ones((B, L), np.float32)
+        row_D, column_D = self._document_starts(start_B, stop_B)
+        weight_BL[row_D, column_D - 1] = 0  # nothing predicts a BOS
+        segment_BL, position_BL = self._segments(row_D, column_D, B)
+        if (real_B < L).any():
+            real_BL = np.arange(L) < real_B[:, None]
+            token_BL = np.where(real_BL, token_BL, np.int32(self._pad_id))
+            target_BL = np.where(real_BL, target_BL, np.int32(self._pad_id))
+            for field_BL in (weight_BL, segment_BL, position_BL):
+                field_BL *= real_BL
         return Batch(
-            tokens=np.where(real_BL, token_BW[:, :-1], np.int32(self._pad_id)),
-            targets=np.where(real_BL, token_BW[:, 1:], np.int32(self._pad_id)),
-            loss_weights=(real_BL & ~begins_BW[:, 1:]).astype(np.float32),
-            segment_ids=segment_BL * real_BL,
-            positions=position_BL * real_BL,
+            tokens=token_BL,
+            targets=target_BL,
+            loss_weights=weight_BL,
+            segment_ids=segment_BL,
+            positions=position_BL,
         )
 
     def documents(self, row: int) -> range:
@@ -75,17 +80,54 @@ class Packer:
         first = np.searchsorted(self._offsets, start_B[0], "right") - 1
         return range(int(first), int(np.searchsorted(self._offsets, stop_B[0], "left")))
 
-    def _document_starts(self, start_B: np.ndarray, stop_B: np.ndarray) -> np.ndarray:
-        """Marks, [B, L + 1], where a document begins after a row's first token."""
+    def _gather(self, start_B: np.ndarray) -> np.ndarray:
+        """Returns L + 1 tokens from each start, int32 [B, L + 1]; pads past the end."""
+        width, T = self._length + 1, len(self._tokens)
+        inside = T - width
+        if inside < 0:
+            index_BW = start_B[:, None] + np.arange(width)
+            return self._tokens[np.minimum(index_BW, T - 1)].astype(np.int32)
+        windows = np.lib.stride_tricks.sliding_window_view(self._tokens, width)
+        token_BW = windows[np.minimum(start_B, inside)].astype(np.int32)
+        for row in np.flatnonzero(start_B > inside):
+            left = T - start_B[row]
+            token_BW[row, :left] = self._tokens[start_B[row] :]
+        return token_BW
+
+    def _segments(
+        self, row_D: np.ndarray, column_D: np.ndarray, rows: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns segment ids from 1 and positions in them, [B, L].
+
+        They are written run by run, not token by token: it is what the loader's speed
+        comes from.
+        """
+        L = self._length
+        inside = column_D < L
+        row_R = np.concatenate([np.arange(rows), row_D[inside]])
+        begin_R = row_R * L
+        begin_R[rows:] += column_D[inside]
+        order = np.argsort(begin_R)
+        row_R, begin_R = row_R[order], begin_R[order]
+        length_R = np.diff(begin_R, append=rows * L)
+        first_R = np.searchsorted(row_R, row_R)
+        segment_R = np.arange(1, len(row_R) + 1) - first_R
+        segment_BL = np.repeat(segment_R.astype(np.int32), length_R)
+        position_BL = np.arange(rows * L, dtype=np.int32)
+        position_BL -= np.repeat(begin_R.astype(np.int32), length_R)
+        return segment_BL.reshape(rows, L), position_BL.reshape(rows, L)
+
+    def _document_starts(
+        self, start_B: np.ndarray, stop_B: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns row and column of each document that begins after a row's start."""
         first_B = np.searchsorted(self._offsets, start_B, "right")
         count_B = np.searchsorted(self._offsets, stop_B, "left") - first_B
         count_B = np.maximum(count_B, 0)
-        row = np.repeat(np.arange(len(start_B)), count_B)
-        before = np.cumsum(count_B) - count_B
-        document = np.arange(len(row)) - before[row] + first_B[row]
-        marks_BW = np.zeros((len(start_B), self._length + 1), bool)
-        marks_BW[row, self._offsets[document] - start_B[row]] = True
-        return marks_BW
+        row_D = np.repeat(np.arange(len(start_B)), count_B)
+        before_B = np.cumsum(count_B) - count_B
+        document_D = np.arange(len(row_D)) - before_B[row_D] + first_B[row_D]
+        return row_D, self._offsets[document_D] - start_B[row_D]
 
     def _windows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns where each row's window of up to L + 1 tokens starts and stops."""

@@ -8,6 +8,7 @@ from lmx.core.errors import DONE, USAGE, pick
 
 # Action → (module with `main(argv)`, what it does). Modules load when they are run.
 ACTIONS = {
+    "build": ("lmx.run.data_build", "sources → a store of tokens with its data card"),
     "show": ("lmx.run.data_show", "a row of a store or a batch of a step, decoded"),
     "trace": ("lmx.run.data_trace", "which runs saw how many tokens of a source"),
 }

@@ -1,0 +1,271 @@
+"""From a build's config to a store of tokens: the story of `lmx data build`.
+
+    rights    what the policy forbids is refused before anything is read
+    clean     each shard of each source: read, normalise, mask, filter
+    exact     documents that say the same: the preferred source keeps its own
+    near      documents that nearly do
+    tokenize  a tokenizer of what is kept, then the store and its card
+
+Every stage leaves its files in a folder beside the store, so a build that was killed
+goes on where it was. The folder's name holds the hash of the config and of the listing
+of the sources: another config, or other files, is another build.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+
+from lmx.core.errors import DataError, UserError, pick
+from lmx.core.workdir import claim, storage_error
+from lmx.curate import card, clean, duplicates, records, rights
+from lmx.curate.clean import Cleaner, Shard
+from lmx.curate.config import BuildConfig, build_config
+from lmx.curate.filters import FILTERS
+from lmx.curate.kept import Kept
+from lmx.curate.masking import MASKS
+from lmx.curate.runner import Runner
+from lmx.data import built, files
+from lmx.inputs import tokenizers
+from lmx.inputs.tokenizers import Tokenizer
+
+REVISION = 1  # of what the same config and files give
+TRAINING_BYTES = 512 << 20  # of text that a tokenizer is trained on
+
+Stage = Callable[[str, int], Callable[[int], None]]
+"""Told of a stage's name and its items; returns what is called after each."""
+
+
+def build(config: BuildConfig, out: Path, *, runner: Runner, stage: Stage) -> None:
+    """Builds the store `out`.
+
+    Raises a `DataError` for what is wrong with a source or its rights, a `UserError`
+    where `out` is there already, a `StorageError` where it cannot be written.
+    """
+    if os.path.lexists(out):
+        raise UserError(f"{out} is there already; choose another --out, or delete it")
+    rights.check(config)
+    check_parts(config)
+    shards = list_shards(config)
+    folder = out.parent / f".{out.name}.building-{_key(config, shards)}"
+    with claim(folder):
+        try:
+            for name in ("clean", "exact", "signatures", "keys", "near"):
+                (folder / name).mkdir(exist_ok=True)
+            work = functools.partial(_clean, config=config, folder=folder / "clean")
+            runner.run(work, shards, advance=stage("clean", len(shards)))
+            tallies = card.tallies(shards, folder / "clean")
+            check_damage(config, tallies)
+            drop_duplicates(config, shards, folder, runner=runner, stage=stage)
+            write(config, shards, folder, out, tallies=tallies, stage=stage)
+        except OSError as error:
+            raise storage_error(error, action="build", path=out) from error
+        for old in out.parent.glob(f".{out.name}.building-*"):
+            shutil.rmtree(old)  # of this build, and of others that were given up
+
+
+def check_parts(config: BuildConfig) -> None:
+    """Raises a `UserError` for an unknown filter, mask or setting, before any work."""
+    for name in config.masks:
+        pick(MASKS, name, "mask")
+    for name, settings in config.filters.items():
+        factory = pick(FILTERS, name, "filter")
+        try:
+            factory(**settings)
+        except TypeError as error:
+            raise UserError(f"filters.{name}: {error}") from error
+    Cleaner.of(config)
+    if config.tokenizer not in tokenizers.KINDS:
+        Tokenizer.load(config.tokenizer)
+
+
+def list_shards(config: BuildConfig) -> list[Shard]:
+    """Returns the shards of all sources, numbered in the order of preference."""
+    shards: list[Shard] = []
+    for name, source in config.sources.items():
+        records.check_template(source.text, f"sources.{name}.text")
+        place = Path(source.path).expanduser()
+        if not place.exists():
+            raise DataError(
+                f"sources.{name}.path={source.path!r} does not exist; mend the path"
+            )
+        entries = [
+            entry
+            for entry in files.list_files(place)
+            if not place.is_dir() or fnmatch.fnmatchcase(entry.name, source.files)
+        ]
+        if not entries:
+            raise DataError(
+                f"sources.{name}.files={source.files!r} fits no file of {place}; mend "
+                "the pattern (it sees names such as 'folder/file.txt')"
+            )
+        whole = source.max_documents is not None
+        groups = [entries] if whole else records.cut(entries, records.SHARD_BYTES)
+        for group in groups:
+            shards.append(Shard(len(shards), name, group, place.is_dir()))
+    return shards
+
+
+def check_damage(config: BuildConfig, tallies: dict[str, dict[str, Any]]) -> None:
+    """Raises a `DataError` for a source with too many damaged records, or no text."""
+    for name, tally in tallies.items():
+        damaged = tally["dropped"].get("damaged")
+        count = tally["counts"]["records"]
+        if damaged and damaged["documents"] > config.bad_records * count:
+            first = "; ".join(f"{e['name']}: {e['why']}" for e in damaged["examples"])
+            raise DataError(
+                f"source {name}: {damaged['documents']:,} of {count:,} records are "
+                f"damaged, more than bad_records={config.bad_records:.2%}, such as "
+                f"{first}. Mend them, or raise bad_records."
+            )
+        if not tally["counts"]["documents_out"]:
+            why = ", ".join(
+                f"{r} {d['documents']:,}" for r, d in tally["dropped"].items()
+            )
+            raise DataError(
+                f"source {name} has no document left of {count:,} ({why}); loosen the "
+                "filters or leave the source out"
+            )
+
+
+def drop_duplicates(
+    config: BuildConfig,
+    shards: Sequence[Shard],
+    folder: Path,
+    *,
+    runner: Runner,
+    stage: Stage,
+) -> None:
+    """Writes exact.npy and near.npy: [n, 2], a dropped document and the one kept."""
+    numbers = [shard.number for shard in shards]
+    rows = sum(_rows(number, folder) for number in numbers)
+    exact = np.zeros((0, 2), np.int64)
+    if "exact" in config.duplicates:
+        parts = duplicates.parts_for(rows)
+        work: Any = functools.partial(
+            duplicates.find_exact, parts=parts, shards=numbers, folder=folder
+        )
+        runner.run(work, range(parts), advance=stage("exact duplicates", parts))
+        exact = duplicates.gather("exact", folder=folder)
+    np.save(folder / "exact.npy", exact)
+    near = np.zeros((0, 2), np.int64)
+    if "near" in config.duplicates:
+        work = functools.partial(
+            duplicates.sign, similarity=config.near_similarity, folder=folder
+        )
+        runner.run(work, numbers, advance=stage("signatures", len(numbers)))
+        parts = duplicates.parts_for(rows * duplicates.bands(config.near_similarity))
+        work = functools.partial(
+            duplicates.find_near,
+            parts=parts,
+            similarity=config.near_similarity,
+            folder=folder,
+        )
+        runner.run(work, range(parts), advance=stage("near duplicates", parts))
+        groups = duplicates.clusters(duplicates.gather("near", folder=folder))
+        near = groups[groups[:, 0] != groups[:, 1]]
+    np.save(folder / "near.npy", near)
+
+
+def write(
+    config: BuildConfig,
+    shards: Sequence[Shard],
+    folder: Path,
+    out: Path,
+    *,
+    tallies: dict[str, dict[str, Any]],
+    stage: Stage,
+) -> None:
+    """Trains the tokenizer and writes the store with its card."""
+    kept = Kept(shards, folder, validation_fraction=config.validation_fraction)
+    size = sum(tally["counts"]["bytes_out"] for tally in tallies.values())
+    every = max(1, -(-size // TRAINING_BYTES))
+    advance = stage("tokenizer", 1)
+    tokenizer = tokenizer_of(config, kept.texts(held_out=False, every=every))
+    advance(1)
+    encoded, done = stage("tokens", size), Counter[tuple[str, str]]()
+
+    def progress(split: str, source: str, count: int) -> None:
+        encoded(count - done[split, source])
+        done[split, source] = count
+
+    built.create(
+        out,
+        tokenizer,
+        sources={
+            name: built.Content(
+                licence=source.licence,
+                uses=source.uses,
+                train=kept.documents(name, held_out=False),
+                validation=kept.documents(name, held_out=True),
+            )
+            for name, source in config.sources.items()
+        },
+        config=dataclasses.asdict(config),
+        card=functools.partial(
+            card.make,
+            config=config,
+            tallies=tallies,
+            duplicates=card.count_duplicates(shards, folder),
+            phrases=card.phrases(kept.texts(every=max(1, size // card.SAMPLE_BYTES))),
+        ),
+        progress=progress,
+    )
+
+
+def tokenizer_of(config: BuildConfig, texts: Iterator[str]) -> Tokenizer:
+    """Returns the tokenizer that the config names, trained on `texts` if it is new."""
+    if config.tokenizer in tokenizers.KINDS:
+        return tokenizers.train_tokenizer(config.tokenizer, texts, config.vocab_size)
+    return Tokenizer.load(config.tokenizer)
+
+
+def _clean(shard: Shard, *, config: BuildConfig, folder: Path) -> None:
+    source = config.sources[shard.source]
+    clean.clean(shard, source, _cleaner(_json(config)), folder=folder)
+
+
+@functools.lru_cache(maxsize=1)
+def _cleaner(content: str) -> Cleaner:
+    """Makes a cleaner once for a process: it may have read long lists."""
+    return Cleaner.of(build_config(json.loads(content)))
+
+
+def _rows(shard: int, folder: Path) -> int:
+    path = folder / "clean" / f"{shard:06d}.parquet"
+    return pyarrow.parquet.read_metadata(path).num_rows
+
+
+def _key(config: BuildConfig, shards: Sequence[Shard]) -> str:
+    listing = [
+        [s.source, s.whole_files, [[e.name, e.size, e.modified_ns] for e in s.entries]]
+        for s in shards
+    ]
+    lists = [_stamp(config.removals), _stamp(config.tokenizer)]
+    lists += [_stamp(each.path) for each in config.evaluations.values()]
+    content = json.dumps([REVISION, _json(config), listing, lists])
+    return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def _stamp(path: str | None) -> list[Any]:
+    """Returns what changes when the files at a path do; nothing where there is none."""
+    place = Path(path).expanduser() if path else None
+    if place is None or not place.exists():
+        return []
+    return [[e.name, e.size, e.modified_ns] for e in files.list_files(place)]
+
+
+def _json(config: BuildConfig) -> str:
+    return json.dumps(dataclasses.asdict(config))

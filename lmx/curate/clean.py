@@ -1,0 +1,231 @@
+"""One shard of a source: read, normalised, masked, filtered; written as Parquet.
+
+A document is its source's template filled in. Whatever is left out is counted under
+its reason, with a few examples, so that the data card can show it. Shards know nothing
+of each other: any process may do any of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from lmx.core.errors import DataError
+from lmx.core.workdir import write_atomic
+from lmx.curate import records
+from lmx.curate.config import BuildConfig, SourceConfig
+from lmx.curate.contamination import NGrams
+from lmx.curate.filters import FILTERS, Judge
+from lmx.curate.masking import MASKS
+from lmx.curate.normalise import fingerprint, normalise
+from lmx.data.files import FileEntry, list_files
+
+EXAMPLES = 3  # of each reason, in a shard
+EXAMPLE_CHARACTERS = 300
+ROWS_BYTES = 4 << 20  # of text in a row group
+SCHEMA = pyarrow.schema(
+    [
+        ("name", pyarrow.string()),
+        ("text", pyarrow.string()),
+        ("fingerprint", pyarrow.binary(16)),
+    ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Some files of one source; `number` orders all shards, the preferred first."""
+
+    number: int
+    source: str
+    entries: list[FileEntry]
+    whole_files: bool
+
+    @property
+    def stem(self) -> str:
+        """Returns what its files are called."""
+        return f"{self.number:06d}"
+
+
+class Tally:
+    """What went in, what came out, and why the rest did not."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.dropped: dict[str, dict[str, Any]] = {}
+        self.masked: Counter[str] = Counter()
+        self.lengths: Counter[int] = Counter()
+
+    def drop(self, reason: str, name: str, *, why: str, text: str) -> None:
+        """Counts a document that is left out."""
+        entry = self.dropped.setdefault(
+            reason, {"documents": 0, "bytes": 0, "examples": []}
+        )
+        entry["documents"] += 1
+        entry["bytes"] += len(text.encode("utf-8", "surrogatepass"))
+        if len(entry["examples"]) < EXAMPLES:
+            shown = text[:EXAMPLE_CHARACTERS]
+            entry["examples"].append({"name": name, "why": why, "text": shown})
+
+    def keep(self, text: str) -> None:
+        """Counts a document that is kept."""
+        size = len(text.encode())
+        self.counts.update(documents_out=1, bytes_out=size)
+        self.lengths[size.bit_length()] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `summary.merge` adds up."""
+        return {
+            "counts": dict(self.counts),
+            "dropped": self.dropped,
+            "masked": dict(self.masked),
+            "lengths": {str(k): v for k, v in self.lengths.items()},
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Cleaner:
+    """What is done to each document of a source: made once in each process."""
+
+    judges: dict[str, Judge]
+    masks: dict[str, Callable[[str], tuple[str, int]]]
+    leaks: dict[str, NGrams]
+    removals: frozenset[str]
+
+    @classmethod
+    def of(cls, config: BuildConfig) -> Cleaner:
+        """Returns the cleaner of a config; reads its lists and evaluations."""
+        return cls(
+            judges={n: FILTERS[n](**kwargs) for n, kwargs in config.filters.items()},
+            masks={name: MASKS[name] for name in config.masks},
+            leaks=evaluation_ngrams(config),
+            removals=removals(config),
+        )
+
+    def apply(self, source: str, name: str, text: str, tally: Tally) -> str | None:
+        """Returns the cleaned text, or None where it is left out and counted."""
+        raw, text = text, normalise(text)
+        if not text.strip():
+            tally.drop("empty", name, why="no text", text=raw)
+            return None
+        digest = hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()
+        if not self.removals.isdisjoint((f"{source}/{name}", digest)):
+            tally.drop("removed", name, why="on the removal list", text="")
+            return None
+        for kind, mask in self.masks.items():
+            text, count = mask(text)
+            tally.masked[kind] += count
+        for reason, judge in self.judges.items():
+            if (why := judge(text)) is not None:
+                tally.drop(reason, name, why=why, text=text)
+                return None
+        for task, ngrams in self.leaks.items():
+            if (found := ngrams.leak(text)) is not None:
+                tally.drop(f"leak of {task}", name, why=f"holds {found!r}", text=text)
+                return None
+        return text
+
+
+def clean(
+    shard: Shard, source: SourceConfig, cleaner: Cleaner, *, folder: Path
+) -> None:
+    """Writes the documents of a shard and its tally below `folder`, once."""
+    done = folder / f"{shard.stem}.json"
+    if done.exists():
+        return
+    tally = Tally()
+    path = folder / f"{shard.stem}.parquet"
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with pyarrow.parquet.ParquetWriter(
+            partial, SCHEMA, compression="zstd"
+        ) as writer:
+            for rows in _grouped(_kept(shard, source, cleaner, tally)):
+                columns = list(zip(*rows, strict=True))
+                writer.write_table(pyarrow.table(columns, schema=SCHEMA))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    write_atomic(done, json.dumps(tally.to_json()).encode())
+
+
+def _kept(
+    shard: Shard, source: SourceConfig, cleaner: Cleaner, tally: Tally
+) -> Iterator[tuple[str, str, bytes]]:
+    """Yields (name, text, fingerprint) of what is kept."""
+    found = records.read(shard.entries, whole_files=shard.whole_files)
+    for record in itertools.islice(found, source.max_documents):
+        tally.counts["records"] += 1
+        problem, text = record.problem, ""
+        try:
+            text = "" if problem else records.render(source.text, record.fields)
+        except KeyError as error:
+            problem = records.missing_field(error, record.fields)
+        except TypeError as error:
+            problem = str(error)
+        if problem:
+            tally.drop("damaged", record.name, why=problem, text="")
+            continue
+        size = len(text.encode("utf-8", "surrogatepass"))
+        tally.counts.update(documents_in=1, bytes_in=size)
+        kept = cleaner.apply(shard.source, record.name, text, tally)
+        if kept is not None:
+            tally.keep(kept)
+            yield record.name, kept, fingerprint(kept)
+
+
+def _grouped(rows: Iterator[tuple]) -> Iterator[list[tuple]]:
+    """Groups rows by the size of their texts: memory holds one group."""
+    group, size = [], 0
+    for row in rows:
+        group.append(row)
+        size += len(row[1])
+        if size >= ROWS_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def evaluation_ngrams(config: BuildConfig) -> dict[str, NGrams]:
+    """Returns the n-grams of each evaluation."""
+    found = {}
+    for name, evaluation in config.evaluations.items():
+        records.check_template(evaluation.text, f"evaluations.{name}.text")
+        place = Path(evaluation.path).expanduser()
+        if not place.exists():
+            raise DataError(
+                f"evaluations.{name}.path={evaluation.path!r} does not exist; mend it"
+            )
+        entries = list_files(place)
+        texts = (
+            normalise(records.render(evaluation.text, record.fields))
+            for record in records.read(entries, whole_files=True)
+            if record.problem is None
+        )
+        found[name] = NGrams.of(texts, n=config.evaluation_words)
+    return found
+
+
+def removals(config: BuildConfig) -> frozenset[str]:
+    """Returns the lines of the removal list."""
+    if config.removals is None:
+        return frozenset()
+    try:
+        lines = Path(config.removals).expanduser().read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"removals={config.removals!r} cannot be read ({error}); give a file of "
+            "UTF-8 lines"
+        ) from error
+    return frozenset(line.strip() for line in lines if line.strip())

@@ -1,0 +1,139 @@
+"""Every option of a build of training data, with its type, default and meaning.
+
+A file in experiments/data edits a ConfigDict of these, as an experiment does with
+`lmx.core.schema`; `build_config` checks it. How many processes work, and in how many
+shards, is not here: it does not change the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lmx.core.config import freeze_section
+from lmx.core.errors import UserError, did_you_mean
+from lmx.core.schema import knob
+
+USES = ("train", "commercial", "redistribute")
+DUPLICATES = ("exact", "near")
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One source of documents: where it is, what it is called, what one may do."""
+
+    path: str = knob("", "A folder, a file of text or records, or a TFDS name.")
+    files: str = knob("*", "Of a folder, only files whose name fits, as in '*.py'.")
+    text: str = knob(
+        "{text}",
+        "A document as a template: names in braces are fields of a record; a list of "
+        "messages becomes lines of 'role: content'.",
+    )
+    licence: str = knob("", "Licence of the texts, best as an SPDX name; required.")
+    uses: tuple[str, ...] = knob(
+        (), "What the licence allows: 'train', 'commercial', 'redistribute'."
+    )
+    origin: str = knob("", "Where it was got, for the data card.")
+    max_documents: int | None = knob(None, "Take only the first so many records.")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Texts that models are measured on, which training must not hold."""
+
+    path: str = knob("", "A folder or a file of text or records.")
+    text: str = knob("{text}", "What may leak, as a template like a source's.")
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildConfig:
+    """What goes into a store of tokens, and what must not."""
+
+    uses: tuple[str, ...] = knob(
+        ("train",),
+        "What it is for; a source that does not allow that is refused.",
+    )
+    sources: dict[str, SourceConfig] = dataclasses.field(
+        default_factory=dict, metadata={"doc": "Name → source, the preferred first."}
+    )
+    removals: str | None = knob(
+        None,
+        "File of documents to leave out, one a line: 'source/name', or the sha256 of "
+        "a text.",
+    )
+    masks: tuple[str, ...] = knob(
+        (), "Personal data to mask: 'email', 'phone', 'ip', 'card', 'iban'."
+    )
+    filters: dict[str, dict[str, Any]] = dataclasses.field(
+        default_factory=dict,
+        metadata={"doc": "Name of a filter → its settings; in this order."},
+    )
+    evaluations: dict[str, EvaluationConfig] = dataclasses.field(
+        default_factory=dict,
+        metadata={"doc": "Name → texts whose n-grams no document may hold."},
+    )
+    evaluation_words: int = knob(13, "Words n of those n-grams.")
+    duplicates: tuple[str, ...] = knob(
+        DUPLICATES, "Which duplicates are left out: 'exact', 'near'."
+    )
+    near_similarity: float = knob(0.8, "Jaccard similarity from which two are near.")
+    validation_fraction: float = knob(0.05, "Share of documents held out.")
+    tokenizer: str = knob(
+        "bpe",
+        "'byte', 'char', 'word', 'bpe' or 'unigram', trained on what is kept; or the "
+        "path of a tokenizer.json.",
+    )
+    vocab_size: int = knob(4096, "Vocabulary to train, special tokens included.")
+    bad_records: float = knob(
+        0.01, "Share of a source's records that may be damaged; they are counted."
+    )
+
+
+def default_build_config() -> ConfigDict:
+    """Returns every option of a build at its default; sources are added by name."""
+    return ConfigDict(dataclasses.asdict(BuildConfig()), type_safe=False).lock()
+
+
+def build_config(config: ConfigDict | Mapping) -> BuildConfig:
+    """Returns the checked config; a `UserError` names the first wrong value."""
+    values = config.to_dict() if isinstance(config, ConfigDict) else config
+    checked = freeze_section(values, BuildConfig)
+    if not checked.sources:
+        raise UserError(
+            "sources is empty; add one: config.sources.NAME = dict(path=…, licence=…, "
+            "uses=('train',))"
+        )
+    for name, source in checked.sources.items():
+        _check_source(name, source)
+    _check_names("uses", checked.uses, USES)
+    _check_names("duplicates", checked.duplicates, DUPLICATES)
+    for key in ("validation_fraction", "bad_records", "near_similarity"):
+        value = getattr(checked, key)
+        if not 0 <= value <= 1:
+            raise UserError(f"{key}={value} must lie between 0 and 1")
+    return checked
+
+
+def _check_source(name: str, source: SourceConfig) -> None:
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"source name {name!r} must be lower-case letters, digits and '_'"
+        )
+    for key in ("path", "licence"):
+        if not getattr(source, key).strip():
+            raise UserError(
+                f"sources.{name}.{key} is empty; every source says where it is and "
+                "under which licence"
+            )
+    _check_names(f"sources.{name}.uses", source.uses, USES)
+
+
+def _check_names(key: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"{key} names {name!r}{did_you_mean(name, known)}")

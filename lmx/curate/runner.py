@@ -1,0 +1,98 @@
+"""Where the work of a build is done: here, in some processes, or by Apache Beam.
+
+A stage is one function over items, each of which leaves its result in files of the
+build's folder, whole or not at all. So a runner has nothing to carry but the items,
+a stage that was cut short does only what is missing, and the result cannot depend on
+who did what.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from lmx.core.errors import UserError
+
+Work = Callable[[Any], None]
+
+
+class Runner(Protocol):
+    """Does `work` on every item, in any order; `advance` is called after each."""
+
+    def run(
+        self, work: Work, items: Sequence[Any], *, advance: Callable[[int], None]
+    ) -> None: ...
+
+
+class Processes:
+    """Some processes on this machine; one is this one."""
+
+    def __init__(self, workers: int | None = None):
+        self.workers = workers or len(os.sched_getaffinity(0))
+        if self.workers < 1:
+            raise UserError(f"--workers={workers} must be 1 or more")
+
+    def run(
+        self, work: Work, items: Sequence[Any], *, advance: Callable[[int], None]
+    ) -> None:
+        """Does the work; the first error of any process is raised here."""
+        if self.workers == 1 or len(items) <= 1:
+            for item in items:
+                work(item)
+                advance(1)
+            return
+        # Not fork: it may leave locks of threads held for ever.
+        pool = concurrent.futures.ProcessPoolExecutor(
+            min(self.workers, len(items)),
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_prepare_process,
+        )
+        try:
+            tasks = [pool.submit(work, item) for item in items]
+            for task in concurrent.futures.as_completed(tasks):
+                task.result()
+                advance(1)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class Beam:
+    """Apache Beam; the build's folder must be on storage that all its workers see."""
+
+    def __init__(self, options: Sequence[str] = ()):
+        try:
+            import apache_beam
+        except ImportError as error:
+            raise UserError(
+                "--runner=beam needs Apache Beam: pip install 'lmx[beam]', in an "
+                "environment of its own"
+            ) from error
+        self._beam, self._options = apache_beam, list(options)
+
+    def run(
+        self, work: Work, items: Sequence[Any], *, advance: Callable[[int], None]
+    ) -> None:
+        """Does the work in one pipeline and waits for it."""
+        beam = self._beam
+        options = beam.options.pipeline_options.PipelineOptions(self._options)
+        with beam.Pipeline(options=options) as pipeline:
+            _ = (
+                pipeline
+                | beam.Create(list(items))
+                | beam.Reshuffle()
+                | beam.Map(functools.partial(_quietly, work))
+            )
+        advance(len(items))
+
+
+def _quietly(work: Work, item: Any) -> None:
+    work(item)
+
+
+def _prepare_process() -> None:
+    """Leaves the other cores to the other processes."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

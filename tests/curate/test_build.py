@@ -1,0 +1,259 @@
+"""A whole build on small sources with planted faults, and what its store holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lmx.core.errors import DataError, UserError
+from lmx.curate import records
+from lmx.curate.build import build
+from lmx.curate.config import build_config, default_build_config
+from lmx.curate.runner import Beam, Processes
+from lmx.data.built import open_built
+
+REPOSITORY = Path(__file__).parents[2]
+WORDS = [f"{a}{b}{c}" for a in "bdfgklm" for b in "aeiou" for c in ("n", "r", "st")]
+
+
+def text(seed: int, words: int = 120) -> str:
+    drawn = random.Random(seed)
+    lines = [" ".join(drawn.choices(WORDS, k=12)) for _ in range(words // 12)]
+    return "\n".join(f"{line.capitalize()}." for line in lines)
+
+
+def changed(original: str, seed: int) -> str:
+    """Returns a near duplicate: one word of 120 is another."""
+    words = original.split(" ")
+    words[random.Random(seed).randrange(len(words))] = "otherwise"
+    return " ".join(words)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two sources: 'web' has copies of 'books', its own, near ones, and damage."""
+    books, web = tmp_path / "books", tmp_path / "web"
+    books.mkdir()
+    web.mkdir()
+    for number in range(40):
+        (books / f"{number:02d}.txt").write_text(text(number))
+    rows = [{"text": text(1000 + n), "id": n} for n in range(60)]
+    rows += [{"text": text(n).upper(), "id": 100 + n} for n in range(5)]  # exact
+    rows += [{"text": changed(text(n), n), "id": 200 + n} for n in range(5, 10)]  # near
+    rows += [{"text": "too short", "id": 300}]
+    rows += [{"text": text(2000) + "\n" + text(77, 24), "id": 400}]  # a leak
+    lines = [json.dumps(row) for row in rows] + ["{"]
+    (web / "a.jsonl").write_text("\n".join(lines[:40]) + "\n")
+    (web / "b.jsonl").write_text("\n".join(lines[40:]) + "\n")
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": text(77, 24)}))
+    return tmp_path
+
+
+def config(folder, **changes):
+    made = default_build_config()
+    made.sources = {
+        "books": {
+            "path": str(folder / "books"),
+            "licence": "CC0-1.0",
+            "uses": ("train", "commercial"),
+        },
+        "web": {
+            "path": str(folder / "web"),
+            "licence": "CC-BY-4.0",
+            "uses": ("train",),
+        },
+    }
+    made.filters = {"length": {"least": 20}}
+    made.evaluations = {
+        "quiz": {"path": str(folder / "test.jsonl"), "text": "{question}"}
+    }
+    made.bad_records = 0.02
+    made.vocab_size = 300
+    made.update(changes)
+    return build_config(made)
+
+
+def quiet(name, total):
+    return lambda done: None
+
+
+def built(config, out, *, workers=1):
+    build(config, out, runner=Processes(workers), stage=quiet)
+    return open_built(out)
+
+
+def digest(store: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(store.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_planted_faults_are_left_out_and_the_card_says_why(folder):
+    store = built(config(folder), folder / "store")
+    names = {
+        source: set(store.names("train", source) + store.names("validation", source))
+        for source in ("books", "web")
+    }
+    assert names["books"] == {f"{n:02d}.txt" for n in range(40)}
+    assert len(names["web"]) == 60
+    card = json.loads((folder / "store" / "card.json").read_text())
+    dropped = card["sources"]["web"]["dropped"]
+    assert {reason: d["documents"] for reason, d in dropped.items()} == {
+        "damaged": 1,
+        "length": 1,
+        "leak of quiz": 1,
+    }
+    assert card["duplicates"]["exact"]["between"] == [
+        {"dropped": "web", "kept": "books", "documents": 5}
+    ]
+    assert card["duplicates"]["near"]["between"] == [
+        {"dropped": "web", "kept": "books", "documents": 5}
+    ]
+    page = (folder / "store" / "card.html").read_text()
+    assert "leak of quiz" in page
+    assert "CC-BY-4.0" in page
+    counts = card["sources"]["web"]["counts"]
+    gone = sum(d["documents"] for d in dropped.values())
+    assert counts["records"] == counts["documents_out"] + gone
+
+
+def test_the_text_in_the_store_is_the_text_that_went_in(folder):
+    store = built(config(folder), folder / "store")
+    source = next(s for s in store.sources if s.name == "books")
+    found = {}
+    for split in ("train", "validation"):
+        tokens = getattr(source, split)
+        for index, name in enumerate(store.names(split, "books")):
+            found[name] = store.tokenizer.decode(tokens.document(index)[1:-1])
+    assert found == {f"{n:02d}.txt": text(n) for n in range(40)}
+
+
+def test_the_store_does_not_depend_on_who_builds_it(folder, monkeypatch):
+    one = built(config(folder), folder / "one")
+    monkeypatch.setattr(records, "SHARD_BYTES", 2000)
+    two = built(config(folder), folder / "two", workers=3)
+    assert one.tokenizer.fingerprint == two.tokenizer.fingerprint
+    assert digest(folder / "one") == digest(folder / "two")
+
+
+def test_beam_builds_the_same_store(folder):
+    pytest.importorskip("apache_beam")
+    built(config(folder), folder / "here")
+    build(config(folder), folder / "beam", runner=Beam(), stage=quiet)
+    assert digest(folder / "here") == digest(folder / "beam")
+
+
+def test_a_build_that_is_killed_goes_on_and_ends_the_same(folder, monkeypatch):
+    built(config(folder), folder / "whole")
+    monkeypatch.setattr(records, "SHARD_BYTES", 2000)
+    command = [
+        *(sys.executable, "-c", KILLED, str(folder), str(folder / "store")),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    for _ in range(3):
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        wait_for(folder, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (folder / "store").exists()
+    (unfinished,) = folder.glob(".store.building-*")
+    cleaned = sorted((unfinished / "clean").glob("*.json"))
+    before = [path.stat().st_mtime_ns for path in cleaned]
+    seen = []
+    monkeypatch.setattr(
+        "lmx.curate.build.check_damage",
+        lambda config, tallies: seen.extend(p.stat().st_mtime_ns for p in cleaned),
+    )
+    built(config(folder), folder / "store", workers=2)
+    assert len(before) >= 3
+    assert seen == before  # what was done was not done again
+    assert digest(folder / "whole") == digest(folder / "store")
+    assert not list(folder.glob(".store.building-*"))
+
+
+KILLED = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, str(Path(sys.argv[1])))
+import importlib.util
+spec = importlib.util.spec_from_file_location("here", {__file__!r})
+here = importlib.util.module_from_spec(spec); spec.loader.exec_module(here)
+from lmx.curate import clean, records
+records.SHARD_BYTES = 2000
+write = clean.write_atomic
+def slow(path, content):
+    write(path, content); time.sleep(0.3)
+clean.write_atomic = slow
+here.built(here.config(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def wait_for(folder: Path, process, *, seconds: float = 60) -> None:
+    """Waits until one more shard is clean."""
+    before = len(list(folder.glob(".store.building-*/clean/*.json")))
+    deadline = time.monotonic() + seconds
+    while len(list(folder.glob(".store.building-*/clean/*.json"))) <= before:
+        assert process.poll() is None, "the build ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_too_many_damaged_records_stop_a_build_by_name(folder):
+    with pytest.raises(
+        DataError, match=r"web: 1 of 73 records .*b\.jsonl#33: not JSON"
+    ):
+        built(config(folder, bad_records=0.0), folder / "store")
+    assert not (folder / "store").exists()
+
+
+def test_a_source_with_nothing_left_stops_a_build(folder):
+    with pytest.raises(
+        DataError, match=r"books has no document left of 40 \(length 40"
+    ):
+        built(config(folder, filters={"length": {"least": 900}}), folder / "store")
+
+
+def test_what_is_on_the_removal_list_is_not_in_the_store(folder):
+    gone = hashlib.sha256(text(3).encode()).hexdigest()
+    (folder / "removals.txt").write_text(f"books/00.txt\n{gone}\n")
+    removals = str(folder / "removals.txt")
+    store = built(config(folder, removals=removals), folder / "store")
+    names = store.names("train", "books") + store.names("validation", "books")
+    assert {f"{n:02d}.txt" for n in range(40)} - set(names) == {"00.txt", "03.txt"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"filters": {"lenght": {}}}, "unknown filter 'lenght'; did you mean 'length'"),
+        ({"filters": {"length": {"last": 3}}}, "filters.length: .*'last'"),
+        ({"masks": ("mail",)}, "unknown mask 'mail'"),
+        ({"uses": ("commercial",)}, r"web \(CC-BY-4.0\) does not allow commercial"),
+        ({"removals": "/nowhere"}, "removals"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(folder, changes, told):
+    with pytest.raises(UserError, match=told):
+        built(config(folder, **changes), folder / "store")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "books",
+        "test.jsonl",
+        "web",
+    ]
+
+
+def test_a_store_that_is_there_is_not_overwritten(folder):
+    (folder / "store").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        built(config(folder), folder / "store")
