@@ -166,6 +166,22 @@ def read_records(entry: FileEntry, *, text_field: str) -> Iterator[tuple[str, st
         yield f"{entry.name}#{where.rpartition(' ')[2]}", value or ""
 
 
+def read_field(entry: FileEntry, *, field: str) -> Iterator[tuple[str, Any]]:
+    """Yields the name that `read_records` gives each record, and its `field`.
+
+    Raises a `DataError` for a missing field and for a file that holds no records.
+    """
+    if not is_records(entry.path):
+        raise errors.DataError(
+            f"{entry.path} holds text, which has no field {field!r}; give JSON lines "
+            "or Parquet"
+        )
+    parquet = entry.path.name.lower().endswith(PARQUET)
+    reader = _parquet if parquet else _json_lines
+    for where, value in reader(entry.path, field):
+        yield f"{entry.name}#{where.rpartition(' ')[2]}", value
+
+
 class NotTextError(errors.DataError):
     """A file that is not UTF-8 text; a folder may hold a few."""
 
@@ -255,7 +271,7 @@ def _open(path: Path) -> Any:
 def _missing_field(where: str, field: str, names: Any) -> errors.DataError:
     return errors.DataError(
         f"{where} has no field {field!r}{errors.did_you_mean(field, names)} "
-        "Set data.text_field to the field that holds the text."
+        "Set data.text_field, or the option that named it, to a field that is there."
     )
 
 

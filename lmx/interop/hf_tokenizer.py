@@ -49,15 +49,16 @@ TURN_ENDS = ("<end_of_turn>", "<|eot_id|>", "<|im_end|>")
 
 
 def read_tokenizer(
-    folder: Path, config: Mapping[str, Any]
+    folder: Path, config: Mapping[str, Any], *, file: Path | None = None
 ) -> tuple[Tokenizer, str | None]:
     """Returns the tokenizer of a Hugging Face directory, and its chat template.
 
-    `config` is the content of its config.json. Raises a `DataError` for a file that is
-    missing or damaged.
+    `config` is the content of its config.json; `file` is that of its files that holds
+    the vocabulary, None for the first of `FILES`. Raises a `DataError` for a file that
+    is missing or damaged.
     """
     settings = _settings(folder)
-    file = next((folder / n for n in FILES if (folder / n).exists()), None)
+    file = file or next((folder / n for n in FILES if (folder / n).exists()), None)
     file = file or next(iter(sorted(folder.glob("*.tiktoken"))), None)
     if file is None:
         raise DataError(

@@ -67,7 +67,7 @@ def plot_losses(
     places: dict[str, Any] = {"steps": (1, 2, 2.5, 5, 10), "min_n_ticks": 1}
     lower.xaxis.set_major_locator(MaxNLocator(8, integer=True, **places))
     lower.set_xlim(0, 1.02 * max(1, *(row["step"] for row in rows)))
-    _save(figure, Path(png_path))
+    save_figure(figure, Path(png_path))
 
 
 def smooth(values: Sequence[float], *, window: int) -> list[float]:
@@ -83,7 +83,8 @@ def smooth(values: Sequence[float], *, window: int) -> list[float]:
     return smoothed.tolist()
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as a PNG, whole or not at all; raises a `StorageError`."""
     partial = path.with_name(path.name + ".partial")
     try:
         figure.savefig(partial, format="png")
