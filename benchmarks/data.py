@@ -117,11 +117,12 @@ def minhash(path: Path, folder: Path) -> None:
     from datasketch import MinHash, MinHashLSH
 
     from lmx.curate import minhash as ours
+    from lmx.curate.duplicates import PERMUTATIONS
 
     del folder
     texts = read(path)
     size = sum(len(text.encode()) for text in texts) / 1e6
-    bands, rows = ours.choose_bands(0.8, ours.PERMUTATIONS)
+    bands, rows = ours.choose_bands(0.8, PERMUTATIONS)
 
     def signed():
         for start in range(0, len(texts), 1024):
@@ -129,13 +130,13 @@ def minhash(path: Path, folder: Path) -> None:
             ours.bands(signatures, bands=bands, rows=rows)
 
     def sketched():
-        index = MinHashLSH(threshold=0.8, num_perm=ours.PERMUTATIONS)
+        index = MinHashLSH(threshold=0.8, num_perm=PERMUTATIONS)
         for number, text in enumerate(texts):
             words = text.lower().split()
             shingles = {
                 " ".join(words[i : i + 5]).encode() for i in range(len(words) - 4)
             }
-            sketch = MinHash(num_perm=ours.PERMUTATIONS)
+            sketch = MinHash(num_perm=PERMUTATIONS)
             sketch.update_batch(list(shingles) or [b""])
             index.insert(number, sketch)
 

@@ -61,6 +61,8 @@ def get_config(arg: str = ""):
             "uses": FREE,
         },
     }
+    config.prefer = ("addresses", "declarations", "passages")
+    config.repeated_words = 50
     config.masks = ("email", "phone", "ip", "card", "iban")
     config.evaluations = {
         "boolq": {"path": f"{arg}/qa/boolq_dev.jsonl.gz", "text": "{passage}"},

@@ -4,6 +4,7 @@
     clean     each shard of each source: read, normalise, mask, filter
     exact     documents that say the same: the preferred source keeps its own
     near      documents that nearly do
+    repeats   passages that an earlier document holds, where the config cuts them
     tokenize  a tokenizer of what is kept, then the store and its card
 
 Every stage leaves its files in a folder beside the store, so a build that was killed
@@ -30,9 +31,9 @@ import pyarrow.parquet
 
 from lmx.core.errors import DataError, UserError, pick
 from lmx.core.workdir import claim, storage_error
-from lmx.curate import card, clean, duplicates, records, rights
+from lmx.curate import card, clean, duplicates, keys, records, repeats, rights
 from lmx.curate.clean import Cleaner, Shard
-from lmx.curate.config import BuildConfig, build_config
+from lmx.curate.config import BuildConfig, build_config, preferred
 from lmx.curate.filters import FILTERS
 from lmx.curate.kept import Kept
 from lmx.curate.masking import MASKS
@@ -42,6 +43,7 @@ from lmx.inputs import tokenizers
 from lmx.inputs.tokenizers import Tokenizer
 
 REVISION = 1  # of what the same config and files give
+FOLDERS = ("clean", "exact", "signatures", "keys", "near", "windows", "held")
 TRAINING_BYTES = 512 << 20  # of text that a tokenizer is trained on
 
 Stage = Callable[[str, int], Callable[[int], None]]
@@ -62,13 +64,14 @@ def build(config: BuildConfig, out: Path, *, runner: Runner, stage: Stage) -> No
     folder = out.parent / f".{out.name}.building-{_key(config, shards)}"
     with claim(folder):
         try:
-            for name in ("clean", "exact", "signatures", "keys", "near"):
+            for name in FOLDERS:
                 (folder / name).mkdir(exist_ok=True)
             work = functools.partial(_clean, config=config, folder=folder / "clean")
             runner.run(work, shards, advance=stage("clean", len(shards)))
             tallies = card.tallies(shards, folder / "clean")
             check_damage(config, tallies)
             drop_duplicates(config, shards, folder, runner=runner, stage=stage)
+            find_repeats(config, shards, folder, runner=runner, stage=stage)
             write(config, shards, folder, out, tallies=tallies, stage=stage)
         except OSError as error:
             raise storage_error(error, action="build", path=out) from error
@@ -94,7 +97,8 @@ def check_parts(config: BuildConfig) -> None:
 def list_shards(config: BuildConfig) -> list[Shard]:
     """Returns the shards of all sources, numbered in the order of preference."""
     shards: list[Shard] = []
-    for name, source in config.sources.items():
+    for name in preferred(config):
+        source = config.sources[name]
         records.check_template(source.text, f"sources.{name}.text")
         place = Path(source.path).expanduser()
         if not place.exists():
@@ -153,7 +157,7 @@ def drop_duplicates(
     rows = sum(_rows(number, folder) for number in numbers)
     exact = np.zeros((0, 2), np.int64)
     if "exact" in config.duplicates:
-        parts = duplicates.parts_for(rows)
+        parts = keys.parts_for(rows)
         work: Any = functools.partial(
             duplicates.find_exact, parts=parts, shards=numbers, folder=folder
         )
@@ -166,7 +170,7 @@ def drop_duplicates(
             duplicates.sign, similarity=config.near_similarity, folder=folder
         )
         runner.run(work, numbers, advance=stage("signatures", len(numbers)))
-        parts = duplicates.parts_for(rows * duplicates.bands(config.near_similarity))
+        parts = keys.parts_for(rows * duplicates.bands(config.near_similarity))
         work = functools.partial(
             duplicates.find_near,
             parts=parts,
@@ -179,6 +183,27 @@ def drop_duplicates(
     np.save(folder / "near.npy", near)
 
 
+def find_repeats(
+    config: BuildConfig,
+    shards: Sequence[Shard],
+    folder: Path,
+    *,
+    runner: Runner,
+    stage: Stage,
+) -> None:
+    """Finds the passages that an earlier document holds, where they are to be cut."""
+    if config.repeated_words is None:
+        return
+    numbers = [shard.number for shard in shards]
+    work: Any = functools.partial(
+        repeats.hash_windows, words=config.repeated_words, folder=folder
+    )
+    runner.run(work, numbers, advance=stage("passages", len(numbers)))
+    parts = keys.parts_for(keys.count_keys(folder / "windows"))
+    work = functools.partial(repeats.find_held, parts=parts, folder=folder)
+    runner.run(work, range(parts), advance=stage("repeated passages", parts))
+
+
 def write(
     config: BuildConfig,
     shards: Sequence[Shard],
@@ -189,7 +214,12 @@ def write(
     stage: Stage,
 ) -> None:
     """Trains the tokenizer and writes the store with its card."""
-    kept = Kept(shards, folder, validation_fraction=config.validation_fraction)
+    kept = Kept(
+        shards,
+        folder,
+        validation_fraction=config.validation_fraction,
+        repeated_words=config.repeated_words,
+    )
     size = sum(tally["counts"]["bytes_out"] for tally in tallies.values())
     every = max(1, -(-size // TRAINING_BYTES))
     advance = stage("tokenizer", 1)
@@ -219,7 +249,8 @@ def write(
             config=config,
             tallies=tallies,
             duplicates=card.count_duplicates(shards, folder),
-            phrases=card.phrases(kept.texts(every=max(1, size // card.SAMPLE_BYTES))),
+            repeats=card.count_repeats(shards, folder),
+            sample=list(kept.texts(every=max(1, size // card.SAMPLE_BYTES))),
         ),
         progress=progress,
     )

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 
+from lmx.core.errors import UserError
 from lmx.curate import card_page
 from lmx.curate.clean import EXAMPLES, Shard
 from lmx.curate.config import BuildConfig
-from lmx.curate.duplicates import ROW_BITS
+from lmx.curate.keys import ROW_BITS, shard_and_row
+from lmx.curate.language import detect
 
 COUNTS = ("records", "documents_in", "documents_out", "bytes_in", "bytes_out")
 SAMPLE_BYTES = 8 << 20  # of text, about, in which phrases are counted
@@ -95,12 +97,14 @@ def make(
     config: BuildConfig,
     tallies: dict[str, dict[str, Any]],
     duplicates: dict[str, Any],
-    phrases: list[list[Any]],
+    repeats: dict[str, int],
+    sample: Sequence[str],
 ) -> tuple[dict[str, Any], str]:
     """Returns the card as JSON values and as a page.
 
     `counts` are what the store holds of each source: rights, and for each split its
-    documents, tokens and bytes.
+    documents, tokens and bytes. `repeats` are the documents of each source that lost a
+    passage; of the texts of `sample` languages and phrases are counted.
     """
     sources = {}
     for name, source in config.sources.items():
@@ -116,9 +120,29 @@ def make(
         "uses": list(config.uses),
         "sources": sources,
         "duplicates": duplicates,
-        "phrases": phrases,
+        "repeats": {"words": config.repeated_words, "documents": repeats},
+        "languages": languages(sample),
+        "phrases": phrases(sample),
     }
     return content, card_page.page(content)
+
+
+def count_repeats(shards: Sequence[Shard], folder: Path) -> dict[str, int]:
+    """Returns how many documents of each source hold a passage of an earlier one."""
+    source_of = {shard.number: shard.source for shard in shards}
+    found = [np.load(path)["number"] for path in (folder / "held").glob("*.npy")]
+    numbers = np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
+    counted = Counter(source_of[int(shard)] for shard in numbers >> ROW_BITS)
+    return dict(sorted(counted.items()))
+
+
+def languages(texts: Iterable[str]) -> list[list[Any]] | None:
+    """Returns how many texts are in which language, or None without py3langid."""
+    try:
+        found = Counter(detect(text[:SAMPLE_CHARACTERS])[0] for text in texts)
+    except UserError:  # the extra is not installed
+        return None
+    return [[name, n] for name, n in sorted(found.items(), key=lambda x: (-x[1], x))]
 
 
 def phrases(texts: Iterable[str]) -> list[list[Any]]:
@@ -140,7 +164,7 @@ def phrases(texts: Iterable[str]) -> list[list[Any]]:
 
 def _document(number: int, folder: Path) -> dict[str, str]:
     """Returns the name and the beginning of a document."""
-    shard, row = number >> ROW_BITS, number & ((1 << ROW_BITS) - 1)
+    shard, row = shard_and_row(number)
     file = pyarrow.parquet.ParquetFile(folder / "clean" / f"{shard:06d}.parquet")
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows

@@ -41,10 +41,14 @@ def page(card: Mapping[str, Any]) -> str:
         _dropped(sources),
         "<h2>Duplicates</h2>",
         _duplicates(card["duplicates"]),
+        "<h2>Repeated passages</h2>",
+        _repeats(card["repeats"]),
         "<h2>Personal data that was masked</h2>",
         _masked(sources),
         "<h2>Lengths of documents</h2>",
         _lengths(sources),
+        "<h2>Languages</h2>",
+        _languages(card["languages"]),
         "<h2>Frequent phrases</h2>",
         _table(("phrase", "in sampled documents"), card["phrases"])
         if card["phrases"]
@@ -158,6 +162,24 @@ def _duplicates(duplicates: Mapping[str, Any]) -> str:
                 "</details>"
             )
     return "".join(parts)
+
+
+def _repeats(repeats: Mapping[str, Any]) -> str:
+    if repeats["words"] is None:
+        return "<p>Not looked for.</p>"
+    told = (
+        f"<p>Passages of {repeats['words']} words that an earlier document holds.</p>"
+    )
+    rows = list(repeats["documents"].items())
+    return told + (_table(("source", "documents cut"), rows) if rows else "")
+
+
+def _languages(languages: Sequence[Sequence[Any]] | None) -> str:
+    if languages is None:
+        return "<p>Not identified: the extra lmx[data] was not installed.</p>"
+    return _table(
+        ("language, as py3langid says", "of the sampled documents"), languages
+    )
 
 
 def _masked(sources: Mapping[str, Any]) -> str:

@@ -59,7 +59,12 @@ class BuildConfig:
         "What it is for; a source that does not allow that is refused.",
     )
     sources: dict[str, SourceConfig] = dataclasses.field(
-        default_factory=dict, metadata={"doc": "Name → source, the preferred first."}
+        default_factory=dict, metadata={"doc": "Name → source."}
+    )
+    prefer: tuple[str, ...] = knob(
+        (),
+        "Sources that keep their copy of what others hold too, the first before the "
+        "second; the rest follows by name.",
     )
     removals: str | None = knob(
         None,
@@ -71,7 +76,7 @@ class BuildConfig:
     )
     filters: dict[str, dict[str, Any]] = dataclasses.field(
         default_factory=dict,
-        metadata={"doc": "Name of a filter → its settings; in this order."},
+        metadata={"doc": "Name of a filter → its settings."},
     )
     evaluations: dict[str, EvaluationConfig] = dataclasses.field(
         default_factory=dict,
@@ -82,6 +87,9 @@ class BuildConfig:
         DUPLICATES, "Which duplicates are left out: 'exact', 'near'."
     )
     near_similarity: float = knob(0.8, "Jaccard similarity from which two are near.")
+    repeated_words: int | None = knob(
+        None, "Cut passages of so many words that an earlier document holds (50: Lee)."
+    )
     validation_fraction: float = knob(0.05, "Share of documents held out.")
     tokenizer: str = knob(
         "bpe",
@@ -111,12 +119,24 @@ def build_config(config: ConfigDict | Mapping) -> BuildConfig:
     for name, source in checked.sources.items():
         _check_source(name, source)
     _check_names("uses", checked.uses, USES)
+    _check_names("prefer", checked.prefer, tuple(checked.sources))
+    if checked.repeated_words is not None and checked.repeated_words < 10:
+        raise UserError(
+            f"repeated_words={checked.repeated_words} must be 10 or more: shorter "
+            "passages are idioms"
+        )
     _check_names("duplicates", checked.duplicates, DUPLICATES)
     for key in ("validation_fraction", "bad_records", "near_similarity"):
         value = getattr(checked, key)
         if not 0 <= value <= 1:
             raise UserError(f"{key}={value} must lie between 0 and 1")
     return checked
+
+
+def preferred(config: BuildConfig) -> list[str]:
+    """Returns the names of the sources, those that keep their copies first."""
+    rest = sorted(set(config.sources) - set(config.prefer))
+    return [*dict.fromkeys(config.prefer), *rest]
 
 
 def _check_source(name: str, source: SourceConfig) -> None:

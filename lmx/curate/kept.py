@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.parquet
 
 from lmx.curate.clean import Shard
-from lmx.curate.duplicates import document_numbers
+from lmx.curate.keys import document_numbers
+from lmx.curate.repeats import Cutter
 
 ROWS = 1024  # read at a time
 
@@ -18,13 +19,19 @@ class Kept:
     """Documents in the order of the shards, read as often as needed."""
 
     def __init__(
-        self, shards: Sequence[Shard], folder: Path, *, validation_fraction: float
+        self,
+        shards: Sequence[Shard],
+        folder: Path,
+        *,
+        validation_fraction: float,
+        repeated_words: int | None,
     ):
-        """Takes a build's folder in which duplicates were found."""
+        """Takes a build's folder in which duplicates and repeats were found."""
         self._shards, self._folder = shards, folder
         self._fraction = validation_fraction
         pairs = [np.load(folder / f"{name}.npy")[:, 0] for name in ("exact", "near")]
         self._gone = np.unique(np.concatenate(pairs))
+        self._cutter = repeated_words and Cutter(folder, words=repeated_words)
 
     def documents(
         self, source: str | None = None, *, held_out: bool | None = None
@@ -54,6 +61,12 @@ class Kept:
             start += batch.num_rows
             stays = ~np.isin(numbers, self._gone)
             columns = (batch.column(i).to_pylist() for i in range(3))
-            for row, stay in zip(zip(*columns, strict=True), stays, strict=True):
-                if stay:
-                    yield row
+            rows = zip(*columns, strict=True)
+            for number, row, stay in zip(numbers, rows, stays, strict=True):
+                if not stay:
+                    continue
+                name, text, fingerprint = row
+                if self._cutter:
+                    text, _ = self._cutter.cut(int(number), text)
+                if text:  # all of it may have been said before
+                    yield name, text, fingerprint

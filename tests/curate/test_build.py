@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lmx.core.errors import DataError, UserError
-from lmx.curate import records
+from lmx.curate import keys, records
 from lmx.curate.build import build
 from lmx.curate.config import build_config, default_build_config
 from lmx.curate.runner import Beam, Processes
@@ -128,21 +128,48 @@ def test_planted_faults_are_left_out_and_the_card_says_why(folder):
     assert counts["records"] == counts["documents_out"] + gone
 
 
+def test_the_preferred_source_keeps_its_copies(folder):
+    store = built(config(folder, prefer=("web",)), folder / "store")
+    names = store.names("train", "books") + store.names("validation", "books")
+    assert len(names) == 30
+    assert len(store.names("train", "web") + store.names("validation", "web")) == 70
+
+
+def test_a_repeated_passage_is_cut_from_all_but_the_first(folder):
+    passage = text(5000, 60)
+    (folder / "books" / "00.txt").write_text(f"{text(0)}\n{passage}")
+    (folder / "books" / "99.txt").write_text(f"{text(99)}\n{passage}\n{text(98)}")
+    whole = built(config(folder), folder / "whole")
+    store = built(config(folder, repeated_words=40), folder / "store")
+    assert texts(whole, "books")["99.txt"].count(passage) == 1
+    found = texts(store, "books")
+    assert found["00.txt"] == f"{text(0)}\n{passage}"
+    assert found["99.txt"].split() == f"{text(99)}\n{text(98)}".split()
+    card = json.loads((folder / "store" / "card.json").read_text())
+    assert card["repeats"] == {"words": 40, "documents": {"books": 1}}
+
+
+def texts(store, source: str) -> dict[str, str]:
+    """Returns the text of each document of a source, from its tokens."""
+    stores = next(s for s in store.sources if s.name == source)
+    return {
+        name: store.tokenizer.decode(getattr(stores, split).document(index)[1:-1])
+        for split in ("train", "validation")
+        for index, name in enumerate(store.names(split, source))
+    }
+
+
 def test_the_text_in_the_store_is_the_text_that_went_in(folder):
     store = built(config(folder), folder / "store")
-    source = next(s for s in store.sources if s.name == "books")
-    found = {}
-    for split in ("train", "validation"):
-        tokens = getattr(source, split)
-        for index, name in enumerate(store.names(split, "books")):
-            found[name] = store.tokenizer.decode(tokens.document(index)[1:-1])
+    found = texts(store, "books")
     assert found == {f"{n:02d}.txt": text(n) for n in range(40)}
 
 
 def test_the_store_does_not_depend_on_who_builds_it(folder, monkeypatch):
-    one = built(config(folder), folder / "one")
+    one = built(config(folder, repeated_words=40), folder / "one")
     monkeypatch.setattr(records, "SHARD_BYTES", 2000)
-    two = built(config(folder), folder / "two", workers=3)
+    monkeypatch.setattr(keys, "PART_KEYS", 500)
+    two = built(config(folder, repeated_words=40), folder / "two", workers=3)
     assert one.tokenizer.fingerprint == two.tokenizer.fingerprint
     assert digest(folder / "one") == digest(folder / "two")
 

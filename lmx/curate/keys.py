@@ -1,0 +1,80 @@
+"""Keys of documents on disk: sorted runs that are read by ranges of keys.
+
+A document is a number: its shard and its row there. Shards are numbered in order of
+preference, so of documents that share a key the lowest number is the preferred one.
+Whoever groups by key takes one range after the other, as large as fits in memory; how
+many ranges there are does not change what is found.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+ROW_BITS = 32
+PART_KEYS = 1 << 20  # that one process sorts at a time
+KEY = np.dtype([("key", "<u8"), ("number", "<i8")])
+
+
+def document_numbers(shard: int, rows: int, *, start: int = 0) -> np.ndarray:
+    """Returns the numbers int64 [rows] of a shard's documents from row `start` on."""
+    return (np.int64(shard) << ROW_BITS) | np.arange(start, start + rows)
+
+
+def shard_and_row(number: int) -> tuple[int, int]:
+    """Returns where a document is."""
+    return number >> ROW_BITS, number & ((1 << ROW_BITS) - 1)
+
+
+def parts_for(keys: int) -> int:
+    """Returns into how many parts so many keys are split."""
+    return max(1, -(-keys // PART_KEYS))
+
+
+def write_run(path: Path, key: np.ndarray, number: np.ndarray) -> None:
+    """Writes keys [n] and the documents that have them, sorted."""
+    run = np.empty(key.size, KEY)
+    run["key"], run["number"] = key.ravel(), number.ravel()
+    run.sort(order=["key", "number"])
+    save(path, run)
+
+
+def count_keys(folder: Path) -> int:
+    """Returns how many keys the runs of a folder hold."""
+    return sum(np.load(path, mmap_mode="r").size for path in folder.glob("*.npy"))
+
+
+def read_part(folder: Path, part: int, *, parts: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the keys of one range of all runs, sorted, and their documents."""
+    size = (1 << 64) // parts
+    first, last = part * size, (part + 1) * size if part < parts - 1 else 1 << 64
+    slices = [np.zeros(0, KEY)]
+    for path in sorted(folder.glob("*.npy")):
+        run = np.load(path, mmap_mode="r")
+        start = np.searchsorted(run["key"], np.uint64(first))
+        stop = np.searchsorted(run["key"], np.uint64(last - 1), "right")
+        slices.append(np.array(run[start:stop]))
+    found = np.concatenate(slices)
+    found.sort(order=["key", "number"])
+    return found["key"], found["number"]
+
+
+def first_of_each(key: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """Returns, of sorted keys, the first document that has the key of each."""
+    begins = np.concatenate([[True], key[1:] != key[:-1]])[: len(key)]
+    return number[np.flatnonzero(begins)[np.cumsum(begins) - 1]]
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    """Writes an array under its name when it is whole."""
+    unfinished = partial(path)
+    with open(unfinished, "wb") as file:
+        np.save(file, array)
+    os.replace(unfinished, path)
+
+
+def partial(path: Path) -> Path:
+    """Returns a name for `path` while it is written, of this process alone."""
+    return path.with_suffix(f".{os.getpid()}.partial")
