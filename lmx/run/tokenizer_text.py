@@ -78,14 +78,17 @@ def read_texts(options: TextOptions, folder: Path) -> Texts:
     tally: Counter[str] = Counter()
     held_out: dict[str, list[str]] = {}
     spool = Spool(folder / "train.txt")
+    nearest: tuple[bytes, int, str, str] | None = None
     try:
         with spool:
             for value, document in _documents(options, tally):
                 texts = held_out.setdefault(value, [])
                 if document.held_out:
                     texts.append(document.text)
-                else:
-                    spool.append(document.text)
+                    continue
+                one = (document.digest, len(spool), value, document.text)
+                nearest = one if nearest is None else min(nearest, one)
+                spool.append(document.text)
     except OSError as error:  # those of the source are DataErrors already
         raise StorageError(
             f"cannot copy the text to {folder}: {error.strerror or error}; free some "
@@ -93,6 +96,11 @@ def read_texts(options: TextOptions, folder: Path) -> Texts:
         ) from error
     if not tally["documents"]:
         raise DataError(f"{options.path} has no text; give a source with some")
+    if nearest and len(spool) > 1 and not any(held_out.values()):
+        # Few documents: the hash held none out, so the next in line is, as in training.
+        _, index, value, text = nearest
+        spool.drop(index)
+        held_out[value].append(text)
     judged = {value: texts for value, texts in sorted(held_out.items()) if texts}
     if not judged or not len(spool):
         raise DataError(

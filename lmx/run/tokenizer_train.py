@@ -41,12 +41,12 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="lmx-tokenizer-") as folder:
         texts = read_texts(text, Path(folder))
         tokenizer = train_tokenizer(options.kind, texts.training(), options.vocab_size)
-        megabytes = texts.train.size / 1e6
+        size = texts.train.size
     tokenizer.save(out)
     judged = [text for some in texts.held_out.values() for text in some]
     meter = TokenizerMeter(tokenizer)
     found = meter.measure(meter.counts(judged), text_size(judged))
-    print(f"kind            {tokenizer.kind}, trained on {megabytes:.2f} MB")
+    print(f"kind            {tokenizer.kind}, trained on {size:,} bytes")
     print(f"vocabulary      {tokenizer.vocab_size:,}")
     print(
         f"bytes per token {found.bytes_per_token:.3f}, on {found.size.documents:,} "

@@ -9,11 +9,14 @@ import pytest
 
 from lmx.__main__ import main
 from lmx.core.errors import DATA, DONE, USAGE
+from lmx.core.schema import DataConfig
+from lmx.data.pipeline import prepare
 from lmx.data.sources import open_source, read_documents
 from lmx.inputs.tokenizers import KINDS, Tokenizer, train_tokenizer
 from lmx.models.counting import flops_per_token
 from lmx.models.sizes import resolve
 from lmx.run.equal_flops import small_experiment, with_budget
+from lmx.run.tokenizer_text import TextOptions, read_texts
 
 WORDS = {
     "en": "the cat and dog sat on a mat while seven birds sang of freedom",
@@ -79,6 +82,19 @@ def test_what_is_trained_is_what_training_would_train(kind, tmp_path, capsys):
     code, _, err = lmx(capsys, "train", *argv)
     assert code == USAGE
     assert "holds a tokenizer already" in err
+
+
+def test_of_few_documents_the_same_one_is_held_out_as_in_training(tmp_path):
+    for n in range(4):
+        (tmp_path / f"{n}.txt").write_text(f"{n}, " + "".join(lines_of("en", 9, n)))
+    found = read_texts(TextOptions(str(tmp_path), "text", 1e-6), tmp_path.parent)
+    config = DataConfig(
+        path=str(tmp_path), validation_fraction=1e-6, tokenizer="byte", vocab_size=259
+    )
+    corpus = prepare(config, context_length=8, seed=0, steps=1, report=str)
+    (judged,) = found.held_out.values()
+    assert "".join(judged).encode() == corpus.validation_text()
+    assert len(list(found.training())) == 3
 
 
 def test_compare_measures_lines_that_were_not_trained_on(text, tmp_path, capsys):
