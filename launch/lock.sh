@@ -2,7 +2,7 @@
 # Writes requirements.lock anew from pyproject.toml; needs uv.
 #   bash launch/lock.sh [--upgrade | --upgrade-package NAME]
 # One lock for every supported Python: where a newer release has dropped an older
-# Python, the file has two lines, with markers. The extras bench, gpu and tpu are left
+# Python, the file has two lines, with markers. The extras beam, bench, gpu and tpu are left
 # out: their builds depend on the machine. So is torch, which the extra `reference`
 # pins itself: with it would come all of CUDA.
 set -euo pipefail
@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 partial=requirements.lock.partial
 trap 'rm -f "$partial"' EXIT
 if [ -e requirements.lock ]; then cp requirements.lock "$partial"; fi # pins stay
-uv pip compile pyproject.toml --extra dev --extra reference \
+uv pip compile pyproject.toml --extra dev --extra data --extra reference \
   --override <(echo "torch ; python_version < '3'") \
   --universal --python-version 3.11 --fork-strategy requires-python \
   --no-annotate --no-header --no-emit-index-url --no-emit-find-links \

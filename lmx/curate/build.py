@@ -102,9 +102,9 @@ def list_shards(config: BuildConfig) -> list[Shard]:
         records.check_template(source.text, f"sources.{name}.text")
         place = Path(source.path).expanduser()
         if not place.exists():
-            raise DataError(
-                f"sources.{name}.path={source.path!r} does not exist; mend the path"
-            )
+            records.open_named(source.path, source.text)
+            shards.append(Shard(len(shards), name, [], True, source.path))
+            continue
         entries = [
             entry
             for entry in files.list_files(place)
@@ -284,7 +284,12 @@ def _key(config: BuildConfig, shards: Sequence[Shard]) -> str:
         [s.source, s.whole_files, [[e.name, e.size, e.modified_ns] for e in s.entries]]
         for s in shards
     ]
-    lists = [_stamp(config.removals), _stamp(config.tokenizer)]
+    named = [
+        records.open_named(s.name, config.sources[s.source].text)[0].identity
+        for s in shards
+        if s.name is not None
+    ]
+    lists = [named, _stamp(config.removals), _stamp(config.tokenizer)]
     lists += [_stamp(each.path) for each in config.evaluations.values()]
     content = json.dumps([REVISION, _json(config), listing, lists])
     return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:16]

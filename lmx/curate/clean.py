@@ -50,6 +50,8 @@ class Shard:
     source: str
     entries: list[FileEntry]
     whole_files: bool
+    name: str | None = None
+    """Of a data set that is not files: TFDS, or the built-in corpus."""
 
     @property
     def stem(self) -> str:
@@ -163,7 +165,10 @@ def _kept(
     shard: Shard, source: SourceConfig, cleaner: Cleaner, tally: Tally
 ) -> Iterator[tuple[str, str, bytes]]:
     """Yields (name, text, fingerprint) of what is kept."""
-    found = records.read(shard.entries, whole_files=shard.whole_files)
+    if shard.name is None:
+        found = records.read(shard.entries, whole_files=shard.whole_files)
+    else:
+        found = records.read_named(shard.name, source.text, tally.counts)
     for record in itertools.islice(found, source.max_documents):
         tally.counts["records"] += 1
         problem, text = record.problem, ""

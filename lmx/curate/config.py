@@ -104,7 +104,10 @@ class BuildConfig:
 
 def default_build_config() -> ConfigDict:
     """Returns every option of a build at its default; sources are added by name."""
-    return ConfigDict(dataclasses.asdict(BuildConfig()), type_safe=False).lock()
+    config = ConfigDict(dataclasses.asdict(BuildConfig()), type_safe=False).lock()
+    for name in ("sources", "filters", "evaluations"):
+        config[name].unlock()
+    return config
 
 
 def build_config(config: ConfigDict | Mapping) -> BuildConfig:

@@ -8,7 +8,9 @@ longest line that is taken.
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 from lmx.core.errors import DataError, did_you_mean
 from lmx.data import files
 from lmx.data.files import FileEntry
+from lmx.data.sources import Source, open_source
 
 SHARD_BYTES = 32 << 20
 LONGEST_LINE = 64 << 20
@@ -65,6 +68,29 @@ def read(entries: list[FileEntry], *, whole_files: bool) -> Iterator[Record]:
         else:
             for name, text in files.read_single(entry, text_field="text"):
                 yield Record(name, {"text": text})
+
+
+def open_named(name: str, template: str) -> tuple[Source, str]:
+    """Returns the data set of a name, such as TFDS knows, and the field it reads.
+
+    Raises a `DataError` where there is none, or the template asks for more.
+    """
+    fields = set(FIELD.findall(template))
+    if len(fields) != 1:
+        raise DataError(
+            f"{name} is a data set of which one field can be read, and {template!r} "
+            f"names {len(fields)}; name one"
+        )
+    (field,) = fields
+    root = Path(os.environ.get("LMX_CACHE") or "~/.cache/lmx").expanduser()
+    return open_source(name, text_field=field, cache_dir=root.absolute()), field
+
+
+def read_named(name: str, template: str, left_out: Counter[str]) -> Iterator[Record]:
+    """Yields the records of a data set that has a name; counts what it leaves out."""
+    source, field = open_named(name, template)
+    for _, document, text in source.read(left_out):
+        yield Record(document, {field: text})
 
 
 def render(template: str, fields: dict[str, Any]) -> str:

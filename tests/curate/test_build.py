@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from lmx.core.config import load_experiment
 from lmx.core.errors import DataError, UserError
 from lmx.curate import keys, records
 from lmx.curate.build import build
@@ -22,6 +24,7 @@ from lmx.curate.runner import Beam, Processes
 from lmx.data.built import open_built
 
 REPOSITORY = Path(__file__).parents[2]
+EXPERIMENTS = REPOSITORY / "experiments" / "data"
 WORDS = [f"{a}{b}{c}" for a in "bdfgklm" for b in "aeiou" for c in ("n", "r", "st")]
 
 
@@ -258,6 +261,27 @@ def test_what_is_on_the_removal_list_is_not_in_the_store(folder):
     store = built(config(folder, removals=removals), folder / "store")
     names = store.names("train", "books") + store.names("validation", "books")
     assert {f"{n:02d}.txt" for n in range(40)} - set(names) == {"00.txt", "03.txt"}
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.py")), ids=lambda p: p.stem)
+def test_every_build_of_experiments_is_a_checked_config(path, tmp_path):
+    arg = "smoke" if "smoke" in path.read_text() else str(tmp_path)
+    assert build_config(load_experiment(f"{path}:{arg}")).sources
+
+
+def test_the_experiment_that_needs_no_files_builds(tmp_path):
+    path = EXPERIMENTS / "python_and_manuals.py"
+    checked = build_config(load_experiment(f"{path}:smoke"))
+    store = built(checked, tmp_path / "store")
+    assert [source.name for source in store.sources] == ["code", "manuals"]
+    assert all(source.train.num_documents for source in store.sources)
+
+
+def test_a_name_that_is_no_data_set_is_refused_with_the_nearest(folder):
+    made = config(folder).sources["web"]
+    sources = {"web": {**dataclasses.asdict(made), "path": "python_stdlb"}}
+    with pytest.raises(DataError, match="python_stdlib"):
+        built(config(folder, sources=sources), folder / "store")
 
 
 @pytest.mark.parametrize(

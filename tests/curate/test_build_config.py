@@ -26,6 +26,15 @@ def test_a_config_comes_back_as_it_was_written():
     assert checked.filters == {"length": {"least": 5}}
 
 
+def test_sources_may_be_added_and_other_keys_not():
+    made = default_build_config()
+    made.sources.a = {"path": "x", "licence": "CC0-1.0"}
+    made.filters.length = {"least": 3}
+    assert build_config(made).sources["a"].path == "x"
+    with pytest.raises(AttributeError):
+        made.filter = {}
+
+
 @pytest.mark.parametrize(
     ("source", "told"),
     [
