@@ -59,6 +59,9 @@ RESUMABLE = (
     "checkpoint.",
     "log.",
     "parallel.",
+    "data.mixture",  # what came before must stay as it was: `data.seen` sees to it
+    "data.temperature",
+    "data.max_epochs",
     "data.prefetch_batches",
     "data.workers",
     "data.cache_dir",

@@ -272,7 +272,7 @@ class DataConfig:
     mixture: tuple[str, ...] = knob(
         (),
         "Weights of a store's sources, such as 'wiki=3 code=1'; further entries hold "
-        "from a share of the steps ('80%: code=1') or a step ('640: code=1') on; () is "
+        "after a share of the steps ('80%: code=1') or so many ('640: code=1'); () is "
         "by their rows.",
     )
     temperature: float = knob(

@@ -108,12 +108,12 @@ def _prepared(config: DataConfig, report: Report) -> dict[str, Any]:
         config.path, text_field=config.text_field, cache_dir=cache_dir
     )
     directory = cache_dir / "prepared" / _key(config, source)
-    found = _open(directory, report)
+    found = _open(directory, report, name=config.path)
     if found is None:
         _check_space(cache_dir, source)
         with store.atomic_directory(directory) as partial:
             _build(partial, config, source, report)
-        found = _open(directory, report)
+        found = _open(directory, report, name=config.path)
     if found is None:
         raise errors.StorageError(
             f"what was just written to {directory} reads back damaged; check the disk, "
@@ -137,7 +137,7 @@ def _key(config: DataConfig, source: sources.Source) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def _open(directory: Path, report: Report) -> dict[str, Any] | None:
+def _open(directory: Path, report: Report, *, name: str) -> dict[str, Any] | None:
     """Opens prepared data; None where there is none, or it was damaged and is gone."""
     if not directory.exists():
         return None
@@ -153,7 +153,7 @@ def _open(directory: Path, report: Report) -> dict[str, Any] | None:
         shutil.rmtree(directory, ignore_errors=True)
         return None
     source = SourceStores(
-        name=summary["source"],
+        name=name,
         licence=UNSTATED,
         uses=(),
         train=train,

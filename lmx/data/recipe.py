@@ -1,8 +1,8 @@
 """From the texts of a config to a `Mixture`: weights, stages, temperature and caps.
 
-    data.mixture     ("wiki=3 code=1", "80%: code=1")   weights from the start, and from
-                     80 % of the steps on ("640:" is from step 640 on); before the first
-                     entry that has none, and with (), weights are the rows of a source
+    data.mixture     ("wiki=3 code=1", "80%: code=1")   weights from the start, and
+                     after 80 % of the steps ("640:" is after 640 steps); before the
+                     first entry, and with (), weights are the rows of a source
     data.temperature every weight w becomes w^(1/T) (Devlin et al. 2019, multilingual
                      BERT; Conneau & Lample 2019)
     data.max_epochs  ("wiki=4", "2")   how often one may come; a bare number is for all

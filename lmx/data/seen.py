@@ -29,8 +29,9 @@ class Seen:
     def resume(self, step: int, facts: Mapping[str, Any] | None) -> None:
         """Goes on from the facts of a checkpoint; without any, batches are counted.
 
-        Raises a `UserError` where the sources of the steps before `step` are not those
-        that the checkpoint was trained on.
+        Raises a `UserError` where the rows of the steps before `step` are not those
+        that the checkpoint was trained on: within a source their order is fixed, so
+        as many rows are the same rows.
         """
         if facts is None:  # a checkpoint of before there were counts
             for number, batch in enumerate(self._batches.iterate(0, step)):
@@ -40,11 +41,13 @@ class Seen:
         expected = self._batches.mixture.counts(step * self._batches.batch_size)
         found = {name: about["rows"] for name, about in facts["sources"].items()}
         if found != expected:
+            name = next(name for name in names if found.get(name) != expected[name])
             raise errors.UserError(
-                f"the checkpoint has seen {_spelled(found)}, and by this config it "
-                f"would have seen {_spelled(expected)}: stages given as shares of the "
-                f"steps moved; in data.mixture give them as steps ('{step}: …'), or "
-                "choose another --workdir"
+                f"in {step:,} steps the checkpoint saw {found.get(name, 0):,} rows of "
+                f"{name!r}, and by this config it would have seen {expected[name]:,}: "
+                "weights changed, or stages given as shares of the steps moved; keep "
+                f"data.mixture as it was up to there and change it after ('{step}: "
+                "…'), or choose another --workdir"
             )
         self._rows = np.array([found[name] for name in names], np.int64)
         tokens = [facts["sources"][name]["tokens"] for name in names]
@@ -77,7 +80,3 @@ class Seen:
             licences[licence] = licences.get(licence, 0) + tokens
         total = int(self._tokens.sum())
         return {"tokens": total, "sources": sources, "licences": licences}
-
-
-def _spelled(rows: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} rows of {name}" for name, count in rows.items())

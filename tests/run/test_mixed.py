@@ -177,13 +177,16 @@ def test_stages_that_moved_are_refused_and_stages_in_steps_are_not(
     copy = Path(shutil.copytree(mixed_run[0], tmp_path / "run"))
     config = mixed_config(built)
     config.steps = 16
-    with pytest.raises(UserError, match="give them as steps") as error:
+    with pytest.raises(UserError, match="change it after") as error:
         train(freeze(config), copy, say=str)
-    assert "12 rows of data, 20 rows of inputs" in str(error.value)
-    assert "24 rows of data, 8 rows of inputs" in str(error.value)
-    config.data.mixture = ("data=3 inputs=1", "4: inputs=1")
-    seen = Seen(build(freeze(config), report=str).corpus)
-    seen.resume(8, seen_at(mixed_run[0], 8))
+    assert "saw 12 rows of 'data'" in str(error.value)
+    assert "would have seen 24" in str(error.value)
+    config.steps = 9
+    config.data.mixture = ("data=3 inputs=1", "4: inputs=1", "8: data=1")
+    said: list[str] = []
+    train(freeze(config), copy, say=said.append)
+    assert "resuming from step 8" in said
+    assert seen_at(copy, 9)["sources"]["data"]["rows"] == 16
 
 
 def test_a_batch_without_anything_to_learn_stops_the_run(tmp_path):
