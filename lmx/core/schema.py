@@ -264,10 +264,11 @@ class DataConfig:
     )
     vocab_size: int = knob(4096, "Vocabulary to train, special tokens included.")
     batch_size: int = knob(32, "Rows per step over all devices and accumulation steps.")
-    packing: Literal["concat", "document"] = knob(
+    packing: Literal["concat", "document", "best_fit"] = knob(
         "concat",
         "'concat' joins documents and cuts the stream into full rows, each attending "
-        "only within its document; 'document' starts every document on a new row.",
+        "only within its document; 'document' starts every document on a new row; "
+        "'best_fit' fills rows with whole documents, for examples.",
     )
     mixture: tuple[str, ...] = knob(
         (),

@@ -2,7 +2,7 @@
 
     sources, files, stdlib_corpus   text documents, split and without duplicates
     store                           their tokens on disk, random access
-    packing                         row r of the store
+    packing, best_fit               row r of the store
     order                           which row comes when
     pipeline                        all of it behind `prepare` and `Batches`
 

@@ -1,20 +1,28 @@
-"""Row r of a token store, by arithmetic: no packing is ever planned or stored.
+"""Row r of a token store, by arithmetic: these packings are neither planned nor stored.
 
 Both kinds of row are windows of the token stream. Every token but the BOS of each
-document is the target of exactly one position with weight 1, so a pass over all rows
-is a pass over all text. This module knows no order, no step and no file format.
+document is the target of exactly one position, with weight 1 or that of the example it
+is of, so a pass over all rows is a pass over all text. Rows of whole examples are in
+`best_fit`. This module knows no order, no step and no file format.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from lmx.core import errors
 from lmx.inputs.batch import Batch
 
-Packing = Literal["concat", "document"]
+Packing = Literal["concat", "document", "best_fit"]
+
+
+class Waste(NamedTuple):
+    """What rows cost: positions of padding, and documents that do not fit in one."""
+
+    padding: int
+    cut: int
 
 
 class Packer:
@@ -33,13 +41,18 @@ class Packer:
         context_length: int,
         packing: Packing,
         pad_id: int,
+        weights: np.ndarray | None = None,
     ):
-        """Takes tokens [T] and the documents' starts in it, then T: offsets [n + 1]."""
+        """Takes tokens [T] and the documents' starts in it, then T: offsets [n + 1].
+
+        `weights`, uint8 [T], is of each token as a target; None is 1.
+        """
         if context_length < 1:
             raise errors.UserError(
                 f"context_length is {context_length}; it must be 1 or more"
             )
         self._tokens = tokens
+        self._weights = weights
         self._offsets = offsets
         self._length = context_length
         self._pad_id = pad_id
@@ -54,9 +67,12 @@ class Packer:
         start_B, stop_B = self._windows(rows)
         # A token without a target has nothing to learn from: it is padding too.
         real_B = np.maximum(stop_B - start_B - 1, 0)
-        token_BW = self._gather(start_B)
+        token_BW = self._gather(self._tokens, start_B, np.int32)
         token_BL, target_BL = token_BW[:, :-1], token_BW[:, 1:]
-        weight_BL = np.ones((B, L), np.float32)
+        if self._weights is None:
+            weight_BL = np.ones((B, L), np.float32)
+        else:
+            weight_BL = self._gather(self._weights, start_B, np.float32)[:, 1:]
         row_D, column_D = self._document_starts(start_B, stop_B)
         weight_BL[row_D, column_D - 1] = 0  # nothing predicts a BOS
         segment_BL, position_BL = self._segments(row_D, column_D, B)
@@ -74,25 +90,38 @@ class Packer:
             positions=position_BL,
         )
 
+    @property
+    def waste(self) -> Waste:
+        """What the rows cost beyond the tokens they predict."""
+        positions = max(0, len(self._tokens) - 1)
+        cut = 0
+        if self._document:
+            lengths = np.diff(self._offsets) - 1
+            positions = int(np.maximum(lengths, 0).sum())
+            cut = int(np.count_nonzero(lengths > self._length))
+        return Waste(self.num_rows * self._length - positions, cut)
+
     def documents(self, row: int) -> range:
         """Returns the numbers of the documents that a row has tokens of."""
         start_B, stop_B = self._windows(np.array([row]))
         first = np.searchsorted(self._offsets, start_B[0], "right") - 1
         return range(int(first), int(np.searchsorted(self._offsets, stop_B[0], "left")))
 
-    def _gather(self, start_B: np.ndarray) -> np.ndarray:
-        """Returns L + 1 tokens from each start, int32 [B, L + 1]; pads past the end."""
-        width, T = self._length + 1, len(self._tokens)
+    def _gather(
+        self, column: np.ndarray, start_B: np.ndarray, dtype: type[np.generic]
+    ) -> np.ndarray:
+        """Returns L + 1 values from each start, [B, L + 1]; pads past the end."""
+        width, T = self._length + 1, len(column)
         inside = T - width
         if inside < 0:
             index_BW = start_B[:, None] + np.arange(width)
-            return self._tokens[np.minimum(index_BW, T - 1)].astype(np.int32)
-        windows = np.lib.stride_tricks.sliding_window_view(self._tokens, width)
-        token_BW = windows[np.minimum(start_B, inside)].astype(np.int32)
+            return column[np.minimum(index_BW, T - 1)].astype(dtype)
+        windows = np.lib.stride_tricks.sliding_window_view(column, width)
+        value_BW = windows[np.minimum(start_B, inside)].astype(dtype)
         for row in np.flatnonzero(start_B > inside):
             left = T - start_B[row]
-            token_BW[row, :left] = self._tokens[start_B[row] :]
-        return token_BW
+            value_BW[row, :left] = column[start_B[row] :]
+        return value_BW
 
     def _segments(
         self, row_D: np.ndarray, column_D: np.ndarray, rows: int

@@ -6,11 +6,13 @@ a row of one store is in `packing`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lmx.data.packing import Packer, Packing
+from lmx.core import errors
+from lmx.data.best_fit import BestFit
+from lmx.data.packing import Packer, Packing, Waste
 from lmx.data.store import TokenStore
 from lmx.inputs.batch import Batch
 
@@ -28,13 +30,7 @@ class Rows:
         """Raises a `UserError` for an unknown packing or an impossible length."""
         self.names = tuple(stores)
         self._packers = [
-            Packer(
-                store.tokens,
-                store.offsets,
-                context_length=context_length,
-                packing=packing,
-                pad_id=store.pad_id,
-            )
+            packer(store, context_length=context_length, packing=packing)
             for store in stores.values()
         ]
         self.counts = {
@@ -67,7 +63,13 @@ class Rows:
                 whole[mine] = field
         return self._packers[0].batch(ids) if found is None else found
 
-    def documents(self, row: int) -> range:
+    @property
+    def waste(self) -> Waste:
+        """What the rows of all stores cost beyond the tokens they predict."""
+        parts = [one.waste for one in self._packers]
+        return Waste(sum(p.padding for p in parts), sum(p.cut for p in parts))
+
+    def documents(self, row: int) -> Sequence[int]:
         """Returns the numbers, in their store, of the documents of a row."""
         source = int(self.source_of(np.array([row]))[0])
         return self._packers[source].documents(row - int(self._first[source]))
@@ -77,3 +79,22 @@ class Rows:
         starts = range(0, len(self), batch_size)
         ids = [np.arange(first, first + batch_size, dtype=np.int64) for first in starts]
         return [np.where(part < len(self), part, -1) for part in ids]
+
+
+def packer(
+    store: TokenStore, *, context_length: int, packing: Packing
+) -> Packer | BestFit:
+    """Returns what cuts a store into rows."""
+    kinds: dict[str, type[Packer] | type[BestFit]] = {
+        "concat": Packer,
+        "document": Packer,
+        "best_fit": BestFit,
+    }
+    return errors.pick(kinds, packing, "packing")(
+        store.tokens,
+        store.offsets,
+        context_length=context_length,
+        packing=packing,
+        pad_id=store.pad_id,
+        weights=store.weights,
+    )

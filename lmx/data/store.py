@@ -2,11 +2,14 @@
 
 A document is stored as BOS, its tokens, EOS. All but BOS are predicted, so the summed
 loss over `source_bytes` is bits per byte with every byte, and the end, accounted for.
+An example brings its own tokens and the weight of each in the loss; its first token is
+context, as BOS is.
 
     tokens.bin     uint16 (uint32 for vocabularies over 65,536), little-endian
     offsets.npy    int64 [documents + 1]: where each document starts, then the end
-    manifest.json  counts, the tokenizer's fingerprint, size and sha256 of both files,
-                   and a seal: the sha256 of all that it says
+    weights.bin    uint8, of examples only: the weight of each token as a target
+    manifest.json  counts, the tokenizer's fingerprint, size and sha256 of the other
+                   files, and a seal: the sha256 of all that it says
 
 Sizes are checked at every opening; hashes too where the files are small enough (64 MiB,
 under 0.1 s), because a wrong bit in the data trains silently wrong. A store is written
@@ -24,13 +27,14 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lmx.core import errors
+from lmx.inputs.examples import Example
 from lmx.inputs.tokenizers import Tokenizer
 
 FORMAT = 1
@@ -51,12 +55,16 @@ class TokenStore:
     offsets: np.ndarray
     """int64 [documents + 1]."""
     source_bytes: int
-    """UTF-8 bytes of the documents' text."""
+    """UTF-8 bytes of the documents' text; of examples, of what has a loss."""
     fingerprint: str
     """Of the tokenizer that made it."""
     digest: str
     """sha256 of the tokens."""
     pad_id: int
+    num_targets: int
+    """How many tokens have a loss: of texts, all but the BOS of each document."""
+    weights: np.ndarray | None = None
+    """uint8 [T], the weight of each token in the loss; None is 1 for all but BOS."""
 
     @property
     def num_tokens(self) -> int:
@@ -68,11 +76,6 @@ class TokenStore:
         """Returns how many documents there are."""
         return len(self.offsets) - 1
 
-    @property
-    def num_targets(self) -> int:
-        """Returns how many tokens are predicted: all but the BOS of each document."""
-        return self.num_tokens - self.num_documents
-
     def document(self, index: int) -> np.ndarray:
         """Returns the tokens of one document, BOS and EOS included."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
@@ -82,17 +85,22 @@ class TokenStore:
         """Opens a store; raises a `DataError` where a file is missing or damaged."""
         directory = Path(directory)
         manifest = read_manifest(directory)
-        size = directory / "tokens.bin"
-        tokens: np.ndarray = np.zeros(0, manifest["dtype"])
-        if size.stat().st_size:
-            tokens = np.memmap(size, dtype=manifest["dtype"], mode="r")
+        hashes = {name: about["sha256"] for name, about in manifest["files"].items()}
+        digest, weights = hashes["tokens.bin"], None
+        if "weights.bin" in hashes:
+            weights = _mapped(directory / "weights.bin", "u1")
+            both = digest + hashes["weights.bin"]
+            digest = hashlib.sha256(both.encode()).hexdigest()
+        plain = manifest["tokens"] - manifest["documents"]
         return cls(
-            tokens=tokens,
+            tokens=_mapped(directory / "tokens.bin", manifest["dtype"]),
             offsets=np.load(directory / "offsets.npy"),
             source_bytes=manifest["source_bytes"],
             fingerprint=manifest["tokenizer"],
-            digest=manifest["files"]["tokens.bin"]["sha256"],
+            digest=digest,
             pad_id=manifest["pad_id"],
+            num_targets=manifest.get("targets", plain),
+            weights=weights,
         )
 
 
@@ -108,29 +116,103 @@ def write_store(
     `progress` is called with the source bytes done so far.
     """
     directory.mkdir(parents=True)
+    documents = _documents(texts, tokenizer)
+    manifest = _write_tokens(directory, documents, tokenizer, progress=progress)
+    _write_about(directory, manifest, tokenizer)
+
+
+def write_examples(
+    directory: Path,
+    examples: Iterable[Example],
+    tokenizer: Tokenizer,
+    *,
+    progress: Progress = lambda done: None,
+) -> None:
+    """Writes examples, encoded with `tokenizer`, as `write_store` does texts.
+
+    The weight of an example's first token is kept as 0, since nothing predicts it.
+    """
+    directory.mkdir(parents=True)
+    targets = 0
+
+    def documents() -> Iterator[_Document]:
+        nonlocal targets
+        for example in examples:
+            weights = np.array(example.weights, np.uint8)
+            weights[:1] = 0
+            if len(example.ids) != len(weights):
+                raise ValueError(
+                    f"an example has {len(example.ids)} ids, {len(weights)} weights"
+                )
+            targets += int(np.count_nonzero(weights))
+            file.write(weights.tobytes())
+            yield _Document(example.ids, example.size)
+
+    with open(directory / "weights.bin", "wb") as file:
+        manifest = _write_tokens(directory, documents(), tokenizer, progress=progress)
+        file.flush()
+        os.fsync(file.fileno())
+    _write_about(directory, manifest | {"targets": targets}, tokenizer)
+
+
+class _Document(NamedTuple):
+    """All tokens of a document, and the bytes that they stand for."""
+
+    ids: Sequence[int]
+    size: int
+
+
+def _documents(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[_Document]:
+    """Yields each text between BOS and EOS."""
+    for batch in _batches(texts):
+        for text, ids in zip(batch, _encode(tokenizer, batch), strict=True):
+            document = [tokenizer.bos_id, *ids, tokenizer.eos_id]
+            yield _Document(document, len(text.encode()))
+
+
+def _write_tokens(
+    directory: Path,
+    documents: Iterable[_Document],
+    tokenizer: Tokenizer,
+    *,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Writes tokens.bin and offsets.npy and returns what the manifest says of them."""
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
     ends = [0]
-    done = 0
+    done = reported = 0
     with open(directory / "tokens.bin", "wb") as file:
-        for batch in _batches(texts):
-            for ids in _encode(tokenizer, batch):
-                document = [tokenizer.bos_id, *ids, tokenizer.eos_id]
-                file.write(np.asarray(document, dtype).tobytes())
-                ends.append(ends[-1] + len(document))
-            done += sum(len(text.encode()) for text in batch)
-            progress(done)
+        for document in documents:
+            file.write(np.asarray(document.ids, dtype).tobytes())
+            ends.append(ends[-1] + len(document.ids))
+            done += document.size
+            if done - reported >= BATCH_CHARACTERS:
+                progress(done)
+                reported = done
+        progress(done)
         file.flush()
         os.fsync(file.fileno())
     np.save(directory / "offsets.npy", np.asarray(ends, np.int64))
-    manifest = {
+    return {
         "dtype": dtype,
         "tokens": ends[-1],
         "documents": len(ends) - 1,
         "source_bytes": done,
-        "tokenizer": tokenizer.fingerprint,
-        "pad_id": tokenizer.pad_id,
     }
-    write_manifest(directory, manifest)
+
+
+def _write_about(
+    directory: Path, counts: Mapping[str, Any], tokenizer: Tokenizer
+) -> None:
+    made_with = {"tokenizer": tokenizer.fingerprint, "pad_id": tokenizer.pad_id}
+    write_manifest(directory, {**counts, **made_with})
+
+
+def _mapped(path: Path, dtype: str) -> np.ndarray:
+    """Returns the numbers of a file as a memory map; no file of none can be one."""
+    if not path.stat().st_size:
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r")
 
 
 def write_manifest(

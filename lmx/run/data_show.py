@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     add("--source", metavar="NAME", help="count rows in this source alone")
     add("--split", help="train (default) or validation")
     add("--length", type=int, help="tokens of a row (default 256)")
-    add("--packing", help="concat (default) or document")
+    add("--packing", help="concat (default), document or best_fit")
     add("--config", metavar="FILE[:VARIANT]", help="experiment file, in place of STORE")
     add("--step", type=int, help="which step, as in metrics.jsonl: the first is 1")
     options, overrides = parser.parse_with_overrides(argv)

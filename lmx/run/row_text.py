@@ -118,13 +118,23 @@ def visible(text: str) -> str:
 
 
 def _tokens(batch: Batch, row: int, *, bos_id: int) -> Iterator[tuple[int, int, bool]]:
-    """Yields (token, document, has a loss): the first token, then each target."""
+    """Yields (token, document, has a loss): first tokens, and each target.
+
+    A document's first token is a target without a loss where another came before it in
+    the stream, and none where documents are packed side by side.
+    """
     tokens, targets, weights, segments, _ = (field[row].tolist() for field in batch)
-    if segments[0]:
-        yield tokens[0], segments[0], False
+    predicted = False
     for place, target in enumerate(targets):
         document = segments[place]
+        begins = not place or document != segments[place - 1]
+        if document and begins and not predicted:
+            yield tokens[place], document, False
+        predicted = False
         if document and not weights[place]:
-            after = segments[place + 1] if place + 1 < len(segments) else 0
-            document = after or document + (target == bos_id)
+            if place + 1 == len(segments):
+                document += target == bos_id
+            elif segments[place + 1] not in (0, document):
+                predicted = target == tokens[place + 1]
+                document = segments[place + 1] if predicted else document
         yield target, document, bool(weights[place])

@@ -261,6 +261,8 @@ def describe(experiment, say: Say) -> None:
         f"{train['tokens']:,} tokens; {config.steps:,} steps of {tokens:,} tokens are "
         f"{epochs:.2f} epochs"
     )
+    if line := packing_line(experiment.corpus):
+        say(line)
     if len(experiment.corpus.sources) > 1:
         say("\n".join(mixture_lines(experiment.corpus, config.steps)))
     shape = " · ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1)
@@ -268,6 +270,19 @@ def describe(experiment, say: Say) -> None:
     say(
         f"devices {mesh.size} × {devices}{f' ({shape})' if shape else ''}"
         f"{f', {pieces} micro-batches a step' if pieces > 1 else ''}"
+    )
+
+
+def packing_line(corpus) -> str:
+    """Returns how full the rows are and what was cut; nothing where all is full."""
+    rows = corpus.train_batches().rows
+    positions, waste = len(rows) * corpus.context_length, rows.waste
+    if corpus.config.packing == "concat":
+        return ""
+    cut = f", {waste.cut:,} longer than a row are cut" if waste.cut else ""
+    return (
+        f"        {len(rows):,} rows of {corpus.config.packing!r} packing, "
+        f"{1 - waste.padding / positions:.1%} full{cut}"
     )
 
 

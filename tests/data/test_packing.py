@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmx.core.errors import UserError
+from lmx.data.best_fit import BestFit
 from lmx.data.packing import Packer
 
 PAD = 0
 LENGTHS = st.lists(st.integers(2, 23), min_size=1, max_size=12)
-PACKINGS = st.sampled_from(["concat", "document"])
+PACKINGS = st.sampled_from(["concat", "document", "best_fit"])
 
 
 def _stream(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -22,12 +23,28 @@ def _stream(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(1, offsets[-1] + 1, dtype=np.uint16), offsets
 
 
-def _packer(lengths: list[int], length: int, packing) -> Packer:
+def _weights(lengths: list[int]) -> np.ndarray:
+    """Weights of examples; that of a first token is 0, as stores have it."""
     tokens, offsets = _stream(lengths)
-    return Packer(tokens, offsets, context_length=length, packing=packing, pad_id=PAD)
+    weights = (tokens * 7 % 3 > 0).astype(np.uint8)
+    weights[offsets[:-1]] = 0
+    return weights
 
 
-def _naive(lengths: list[int], length: int, packing: str) -> list[list[tuple]]:
+def _packer(lengths, length, packing, *, weights=None) -> Packer | BestFit:
+    tokens, offsets = _stream(lengths)
+    kind = BestFit if packing == "best_fit" else Packer
+    return kind(
+        tokens,
+        offsets,
+        context_length=length,
+        packing=packing,
+        pad_id=PAD,
+        weights=weights,
+    )
+
+
+def _naive(lengths, length, packing, *, weights=None) -> list[list[tuple]]:
     """The independent reference: loops over documents and tokens, one at a time.
 
     Yields rows of (token, target, weight, segment, position).
@@ -56,17 +73,42 @@ def _naive(lengths: list[int], length: int, packing: str) -> list[list[tuple]]:
             else:
                 position += 1
             weight = 0.0 if following[2] else 1.0
+            if weights is not None:
+                weight *= weights[following[0] - 1]
             row.append((place[0], following[0], weight, segment, position))
-        row += [(PAD, PAD, 0.0, 0, 0)] * (length - len(row))
         rows.append(row)
-    return rows
+    if packing == "best_fit":
+        rows = _naive_best_fit(rows, length)
+    return [row + [(PAD, PAD, 0.0, 0, 0)] * (length - len(row)) for row in rows]
+
+
+def _naive_best_fit(parts: list[list[tuple]], length: int) -> list[list[tuple]]:
+    """Places one part after the other into the fullest row that has room."""
+    rows: list[list[list[tuple]]] = []
+    for part in sorted(parts, key=len, reverse=True):  # stable
+        rooms = [(length - sum(map(len, row)), n) for n, row in enumerate(rows)]
+        fits = [pair for pair in rooms if pair[0] >= len(part)]
+        if fits:
+            rows[min(fits)[1]].append(part)
+        else:
+            rows.append([part])
+    return [
+        [(t, y, w, number, p) for number, part in numbered for t, y, w, _, p in part]
+        for numbered in (enumerate(sorted(row), start=1) for row in rows)
+    ]
 
 
 @settings(deadline=None)
-@given(lengths=LENGTHS, length=st.integers(1, 17), packing=PACKINGS)
-def test_rows_equal_those_of_a_naive_packer(lengths, length, packing):
-    packer = _packer(lengths, length, packing)
-    expected = _naive(lengths, length, packing)
+@given(
+    lengths=LENGTHS,
+    length=st.integers(1, 17),
+    packing=PACKINGS,
+    weighted=st.booleans(),
+)
+def test_rows_equal_those_of_a_naive_packer(lengths, length, packing, weighted):
+    weights = _weights(lengths) if weighted else None
+    packer = _packer(lengths, length, packing, weights=weights)
+    expected = _naive(lengths, length, packing, weights=weights)
     assert packer.num_rows == len(expected)
     batch = packer.batch(np.arange(packer.num_rows))
     for row in range(packer.num_rows):
@@ -110,6 +152,46 @@ def test_a_row_below_zero_is_padding():
     batch = _packer([5, 9, 4], 6, "concat").batch(np.array([-1, 1]))
     assert not any(field[0].any() for field in batch)
     assert batch.loss_weights[1].any()
+
+
+@settings(deadline=None)
+@given(lengths=LENGTHS, length=st.integers(1, 17), packing=PACKINGS)
+def test_waste_is_what_is_counted_in_the_rows(lengths, length, packing):
+    packer = _packer(lengths, length, packing)
+    batch = packer.batch(np.arange(packer.num_rows))
+    assert packer.waste.padding == int((batch.segment_ids == 0).sum())
+    cut = 0 if packing == "concat" else sum(n - 1 > length for n in lengths)
+    assert packer.waste.cut == cut
+
+
+@settings(deadline=None)
+@given(lengths=LENGTHS, length=st.integers(1, 17), packing=PACKINGS)
+def test_the_documents_of_a_row_are_those_of_its_tokens(lengths, length, packing):
+    _, offsets = _stream(lengths)
+    packer = _packer(lengths, length, packing)
+    for row in range(packer.num_rows):
+        batch = packer.batch(np.array([row]))
+        ids = {*batch.tokens[0].tolist(), *batch.targets[0].tolist()} - {PAD}
+        found = np.searchsorted(offsets, np.array(sorted(ids)) - 1, side="right") - 1
+        assert set(packer.documents(row)) == set(found.tolist())
+
+
+def test_rows_of_a_window_hold_the_documents_of_that_window():
+    lengths = [3, 9, 5, 4, 12, 2, 6, 7, 3, 3]
+    tokens, offsets = _stream(lengths)
+    packer = BestFit(tokens, offsets, context_length=12, pad_id=PAD, window=4)
+    windows = [{d // 4 for d in packer.documents(r)} for r in range(packer.num_rows)]
+    assert all(len(window) == 1 for window in windows)
+    held = Counter(d for r in range(packer.num_rows) for d in packer.documents(r))
+    assert held == Counter(range(len(lengths)))
+
+
+def test_examples_of_real_lengths_fill_their_rows():
+    lengths = np.random.default_rng(0).lognormal(5, 0.8, 20_000).astype(int) + 2
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.zeros(offsets[-1], np.uint16)
+    packer = BestFit(tokens, offsets, context_length=1024, pad_id=PAD)
+    assert packer.waste.padding < 0.005 * packer.num_rows * 1024
 
 
 def test_unknown_packing_and_empty_rows_are_refused():

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from lmx.core.errors import DataError, StorageError
 from lmx.data import store
-from lmx.data.store import TokenStore, atomic_directory, write_store
+from lmx.data.store import (
+    TokenStore,
+    atomic_directory,
+    write_examples,
+    write_store,
+)
+from lmx.inputs.examples import Example
 from lmx.inputs.tokenizers import train_tokenizer
 
 TEXTS = ["first text", "größer 🙂", "", "x" * 300, "def f():\n    return 1\n" * 40]
@@ -39,6 +45,36 @@ def test_documents_come_back_between_bos_and_eos(directory, tokenizer):
     for number, text in enumerate(TEXTS):
         ids = found.document(number).tolist()
         assert ids == [tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id]
+
+
+def test_examples_come_back_with_their_weights(tmp_path, tokenizer):
+    examples = [
+        Example([5, 6, 7], [0, 0, 1], 4),
+        Example([9, 8], [1, 1], 3),  # nothing predicts the first
+        Example([3, 4, 5, 6], [0, 2, 0, 1], 2),
+    ]
+    write_examples(tmp_path / "a", examples, tokenizer)
+    found = TokenStore.open(tmp_path / "a")
+    assert found.tokens.tolist() == [5, 6, 7, 9, 8, 3, 4, 5, 6]
+    assert found.weights.tolist() == [0, 0, 1, 0, 1, 0, 2, 0, 1]
+    assert found.offsets.tolist() == [0, 3, 5, 9]
+    assert (found.num_targets, found.source_bytes) == (4, 9)
+    assert TokenStore.open(tmp_path / "a").digest == found.digest
+    changed = [*examples[:2], Example([3, 4, 5, 6], [0, 1, 0, 1], 2)]
+    write_examples(tmp_path / "b", changed, tokenizer)
+    assert TokenStore.open(tmp_path / "b").digest != found.digest
+
+
+def test_a_text_store_has_no_weights(directory):
+    assert TokenStore.open(directory).weights is None
+    assert not (directory / "weights.bin").exists()
+
+
+def test_damaged_weights_are_named(tmp_path, tokenizer):
+    write_examples(tmp_path / "a", [Example([5, 6], [0, 1], 1)], tokenizer)
+    (tmp_path / "a" / "weights.bin").write_bytes(b"\0\0")
+    with pytest.raises(DataError, match=r"weights\.bin is damaged"):
+        TokenStore.open(tmp_path / "a")
 
 
 def test_progress_ends_at_all_bytes(tmp_path, tokenizer):
