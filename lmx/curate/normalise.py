@@ -61,5 +61,5 @@ def _many_marks() -> re.Pattern[str]:
 @functools.cache
 def _separators() -> re.Pattern[str]:
     """Returns what matches a run of blanks, punctuation and joiners."""
-    points = [c for c in map(chr, range(0x20000)) if unicodedata.category(c)[0] == "P"]
+    points = [c for c in map(chr, range(0x10000)) if unicodedata.category(c)[0] == "P"]
     return re.compile(f"[\\s{re.escape(''.join(points))}{''.join(JOINERS)}]++")

@@ -111,9 +111,10 @@ def train(
                 held[side].append(text)
         count = labels.count(side)
         if not count or not held[side]:
+            what = "positives" if side else "negatives"
             raise UserError(
-                f"{'positives' if side else 'negatives'}: {len(texts)} texts are too "
-                f"few to train on and to hold out one of {HELD_OUT}; give at least 100"
+                f"{what}: {len(texts)} texts are too few to train on and to hold out "
+                f"one of {HELD_OUT}; give at least 100"
             )
     ids, weights = _padded(seen)
     classifier = _fit(
