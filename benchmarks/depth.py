@@ -17,7 +17,8 @@ from functools import partial
 import jax
 import numpy as np
 
-from lmx.core.schema import ModelConfig, ObjectiveConfig, OptimConfig
+from lmx.core.model_schema import ModelConfig
+from lmx.core.schema import ObjectiveConfig, OptimConfig
 from lmx.inputs.batch import Batch
 from lmx.models.decoder import Decoder
 from lmx.models.sizes import resolve

@@ -83,7 +83,7 @@ def generate(folder: str, layers: str, dtype: str, shard: str, form: str) -> Non
     import jax.numpy as jnp
     from flax import linen as nn
 
-    from lmx.core.schema import ModelConfig
+    from lmx.core.model_schema import ModelConfig
     from lmx.core.trees import flatten_with_names, nest
     from lmx.interop import export as exports
     from lmx.interop.safetensors_file import write_safetensors

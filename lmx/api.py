@@ -12,7 +12,8 @@ import numpy as np
 
 from lmx.core import config as configs
 from lmx.core.errors import CheckpointError, DataError, UserError, pick
-from lmx.core.schema import ExperimentConfig, ModelConfig
+from lmx.core.model_schema import ModelConfig
+from lmx.core.schema import ExperimentConfig
 from lmx.generate.decode import Generator
 from lmx.generate.sampling import SamplingConfig
 from lmx.generate.text import complete, stream

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from lmx.core.config import freeze_section
 from lmx.core.errors import UserError, did_you_mean
-from lmx.core.schema import knob
+from lmx.core.knob import knob
 
 USES = ("train", "commercial", "redistribute")
 DUPLICATES = ("exact", "near")

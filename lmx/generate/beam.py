@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.generate import cache as caches
 from lmx.generate.decode import LARGEST_PIECE, Generation, Generator, Session
 from lmx.generate.sampling import SamplingConfig

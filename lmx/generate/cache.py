@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.models.decoder import Decoder, init_cache
 
 SMALLEST_CACHE = 256  # slots; less saves little and compiles more

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmx.core.errors import UserError
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.generate import cache as caches
 from lmx.generate.cache import power_of_two
 from lmx.generate.sampling import SamplingConfig, Settings, sample, settings

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmx.core.errors import UserError, pick
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.models.decoder import Decoder
 from lmx.models.moe import dropless
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lmx.core.errors import pick
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.models import kernels
 from lmx.models.decoder import (
     abstract_params,

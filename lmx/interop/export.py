@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lmx.core.errors import StorageError, pick
+from lmx.core.model_schema import Architecture
 from lmx.core.new_folder import new_folder
-from lmx.core.schema import Architecture
 from lmx.inputs.tokenizers import Tokenizer
 from lmx.interop.added_tokens import begin_with
 from lmx.interop.gguf_config import write_gguf_config

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmx.core.errors import UserError, pick
-from lmx.core.schema import Architecture, ModelConfig
+from lmx.core.model_schema import Architecture, ModelConfig
 from lmx.interop.gguf_file import GGUFFile
 from lmx.interop.gguf_rope import FACTORS, LENGTH, read_rope_factors, rope_factors
 from lmx.interop.hf_config import write_config

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lmx.core.errors import UserError
-from lmx.core.schema import Architecture, ModelConfig
+from lmx.core.model_schema import Architecture, ModelConfig
 from lmx.models.positions import rotary_frequencies
 from lmx.models.sizes import resolve
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmx.core.errors import UserError, pick
-from lmx.core.schema import Architecture, ModelConfig
+from lmx.core.model_schema import Architecture, ModelConfig
 from lmx.interop.hf_families import FAMILIES
 from lmx.interop.hf_fields import Fields
 from lmx.models.decoder import layer_kinds

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.interop import hf_experts as experts
 from lmx.interop import hf_gemma as gemma
 from lmx.interop import hf_gpt as gpt

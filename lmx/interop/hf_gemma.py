@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.interop.hf_fields import Fields
 from lmx.interop.hf_llama import layer_types, read_decoder, write_llama
 

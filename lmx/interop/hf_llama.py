@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from lmx.core.errors import pick
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.interop.hf_fields import Fields
 from lmx.interop.hf_rope import read_rope, write_rope
 

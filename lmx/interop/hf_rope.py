@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.interop.hf_fields import Fields
 from lmx.models.positions import TURNS, attention_factor
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.interop.pretrained import Pretrained
 from lmx.interop.weights import Watch, published, row_chunks, unwatched
 from lmx.models.decoder import Decoder, head_logits

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lmx.core.errors import DataError, UserError
-from lmx.core.schema import Architecture, ModelConfig
+from lmx.core.model_schema import Architecture, ModelConfig
 from lmx.inputs.tokenizers import Tokenizer
 from lmx.interop.gguf_config import read_gguf_config
 from lmx.interop.gguf_file import GGUFFile

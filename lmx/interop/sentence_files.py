@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmx.core.errors import DataError, UserError
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.interop.text_files import read_json, read_text
 
 MODULES = "modules.json"

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from lmx.core.errors import DataError, UserError
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.core.trees import flatten_with_names, nest
 from lmx.interop.names import BUFFERS, Row
 from lmx.models.decoder import abstract_params, stacks

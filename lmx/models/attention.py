@@ -9,7 +9,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.models import kernels
 from lmx.models.linear import make_linear, together
 from lmx.models.norms import make_norm

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 
 from lmx.core.errors import pick
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.models.attention import Attention, Context
 from lmx.models.latent import LatentAttention
 from lmx.models.mlp import MLP

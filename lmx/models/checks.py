@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lmx.core.errors import UserError
-from lmx.core.schema import Architecture, ModelConfig
+from lmx.core.model_schema import Architecture, ModelConfig
 
 
 def check(c: Architecture, *, heads_divide: bool) -> None:

@@ -5,7 +5,7 @@ Pure arithmetic: it needs no JAX, so `lmx config show` can print a count at once
 
 from __future__ import annotations
 
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 
 
 def parameter_count(c: Architecture) -> int:

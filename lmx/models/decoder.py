@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.models import kernels
 from lmx.models.attention import Context
 from lmx.models.block import MIXERS, Block, Layer

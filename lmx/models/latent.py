@@ -9,7 +9,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.models import kernels
 from lmx.models.attention import Context, slopes, slot_positions, write_cache
 from lmx.models.linear import make_linear

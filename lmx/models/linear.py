@@ -9,7 +9,7 @@ from itertools import accumulate
 import flax.linen as nn
 import jax.numpy as jnp
 
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.models import kernels
 from lmx.models.parameters import parameter
 from lmx.models.prepared import Prepared, product

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from lmx.core.errors import pick
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 from lmx.models import kernels
 from lmx.models.attention import Context
 from lmx.models.grouped import grouped_matmul

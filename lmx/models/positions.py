@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lmx.core.schema import Architecture
+from lmx.core.model_schema import Architecture
 
 # Turns in the original context up to which a wavelength is stretched, and from which
 # it is kept: Llama 3.1's published code, and YaRN (arXiv:2309.00071, section 3.2).

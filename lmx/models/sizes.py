@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from lmx.core.errors import UserError
-from lmx.core.schema import Architecture, ModelConfig
+from lmx.core.model_schema import Architecture, ModelConfig
 from lmx.models.checks import check
 from lmx.models.counting import parameter_count
 

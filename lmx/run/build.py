@@ -16,7 +16,8 @@ import jax
 from jax import lax
 
 from lmx.core.errors import DataError, UserError, pick
-from lmx.core.schema import Architecture, ExperimentConfig
+from lmx.core.model_schema import Architecture
+from lmx.core.schema import ExperimentConfig
 from lmx.data.pipeline import Corpus, prepare
 from lmx.evaluate.compression import COMPRESSORS
 from lmx.models.block import MIXERS

@@ -13,7 +13,8 @@ import numpy as np
 
 from lmx.core.config import freeze
 from lmx.core.errors import DONE, UserError, pick
-from lmx.core.schema import DataConfig, ModelConfig
+from lmx.core.model_schema import ModelConfig
+from lmx.core.schema import DataConfig
 from lmx.data.built import SPLITS, is_built, open_built
 from lmx.data.pipeline import prepare
 from lmx.data.rows import Rows

@@ -9,7 +9,7 @@ from typing import get_type_hints
 import numpy as np
 
 from lmx.core.errors import DONE, DataError, StorageError, UserError
-from lmx.core.schema import ModelConfig
+from lmx.core.model_schema import ModelConfig
 from lmx.run.arguments import Parser, add_step, read_whole, utf8
 
 EXAMPLE = """example:

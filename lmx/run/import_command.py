@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from lmx.core.errors import DONE, DataError, UserError
-from lmx.core.schema import DType
+from lmx.core.model_schema import DType
 from lmx.run.activity import Activity
 from lmx.run.arguments import Parser
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from lmx.core import config as configs
 from lmx.core.errors import UserError
-from lmx.core.schema import ExperimentConfig, ModelConfig
+from lmx.core.model_schema import ModelConfig
+from lmx.core.schema import ExperimentConfig
 
 # How a model is computed, which stays as the experiment has it.
 OWN = (

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 
-from lmx.core.schema import Architecture, ObjectiveConfig
+from lmx.core.model_schema import Architecture
+from lmx.core.schema import ObjectiveConfig
 from lmx.inputs.batch import Batch
 from lmx.models.checks import check_causal
 from lmx.models.decoder import Decoder, head_matrix

@@ -81,7 +81,8 @@ def make(style):
     import jax
     import numpy as np
 
-    from lmx.core.schema import ModelConfig, ObjectiveConfig
+    from lmx.core.model_schema import ModelConfig
+    from lmx.core.schema import ObjectiveConfig
     from lmx.inputs.batch import Batch
     from lmx.models.decoder import abstract_params
     from lmx.models.sizes import resolve

@@ -13,7 +13,7 @@ import pytest
 
 from lmx.core import trees
 from lmx.core.errors import UserError
-from lmx.core.schema import ModelConfig
+from lmx.core.model_schema import ModelConfig
 from lmx.generate import cache, decode, weights
 from lmx.generate.decode import Generator
 from lmx.generate.sampling import SamplingConfig

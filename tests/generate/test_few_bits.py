@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmx.core.errors import UserError
-from lmx.core.schema import ModelConfig
+from lmx.core.model_schema import ModelConfig
 from lmx.generate import weights
 from lmx.generate.decode import Generator
 from lmx.generate.sampling import SamplingConfig

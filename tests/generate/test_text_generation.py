@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmx.core.errors import UserError
-from lmx.core.schema import ModelConfig
+from lmx.core.model_schema import ModelConfig
 from lmx.generate.decode import Generator
 from lmx.generate.sampling import SamplingConfig
 from lmx.generate.text import StopScanner, complete, stream

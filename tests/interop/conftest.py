@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 
 from lmx.api import LanguageModel, imported_config
-from lmx.core.schema import ModelConfig
+from lmx.core.model_schema import ModelConfig
 from lmx.core.trees import flatten_with_names, nest
 from lmx.inputs.tokenizers import Tokenizer, train_tokenizer
 from lmx.models.decoder import abstract_params

@@ -16,7 +16,7 @@ import pytest
 
 import lmx
 from lmx.core.errors import UserError
-from lmx.core.schema import ModelConfig
+from lmx.core.model_schema import ModelConfig
 from lmx.core.trees import flatten_with_names
 from lmx.interop.hf_config import write_config
 from lmx.models.sizes import resolve

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmx.core.errors import UserError
-from lmx.core.schema import ModelConfig
+from lmx.core.model_schema import ModelConfig
 from lmx.interop.gguf_rope import LENGTHS, read_rope_factors, rope_factors
 from lmx.models.sizes import resolve
 

@@ -15,7 +15,7 @@ import tokenizers
 
 import lmx
 from lmx.api import LanguageModel, imported_config
-from lmx.core.schema import ModelConfig
+from lmx.core.model_schema import ModelConfig
 from lmx.core.trees import flatten_with_names, nest
 from lmx.inputs.tokenizers import Tokenizer
 from lmx.models.decoder import abstract_params

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from lmx.api import LanguageModel, imported_config
-from lmx.core.schema import ModelConfig
+from lmx.core.model_schema import ModelConfig
 from lmx.inputs.tokenizers import train_tokenizer
 from lmx.interop import parity
 from lmx.interop.pretrained import open_pretrained

@@ -20,7 +20,7 @@ import lmx
 from lmx.__main__ import main
 from lmx.api import LanguageModel, imported_config
 from lmx.core.errors import DONE
-from lmx.core.schema import ModelConfig
+from lmx.core.model_schema import ModelConfig
 from lmx.core.trees import flatten_with_names, nest
 from lmx.inputs.tokenizers import train_tokenizer
 from lmx.interop import weights

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.core.schema import ModelConfig
+from lmx.core.model_schema import ModelConfig
 from lmx.core.trees import flatten_with_names
 from lmx.models.decoder import Decoder, abstract_params, head_logits
 from lmx.models.sizes import resolve

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from lmx.core.errors import UserError
-from lmx.core.schema import ModelConfig, ObjectiveConfig
+from lmx.core.model_schema import ModelConfig
+from lmx.core.schema import ObjectiveConfig
 from lmx.core.trees import flatten_with_names
 from lmx.inputs.batch import Batch
 from lmx.models.block import MIXERS

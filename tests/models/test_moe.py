@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmx.core.schema import ModelConfig
+from lmx.core.model_schema import ModelConfig
 from lmx.models.attention import Context
 from lmx.models.grouped import grouped_matmul
 from lmx.models.moe import MoE, route

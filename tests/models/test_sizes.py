@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmx.core.errors import UserError
-from lmx.core.schema import ModelConfig
+from lmx.core.model_schema import ModelConfig
 from lmx.models.counting import flops_per_token, parameter_count
 from lmx.models.decoder import count_params
 from lmx.models.families import FAMILIES, family

@@ -19,7 +19,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from lmx.core.errors import UserError
-from lmx.core.schema import ModelConfig, ObjectiveConfig, OptimConfig, ParallelConfig
+from lmx.core.model_schema import ModelConfig
+from lmx.core.schema import ObjectiveConfig, OptimConfig, ParallelConfig
 from lmx.core.trees import flatten_with_names
 from lmx.inputs.batch import Batch
 from lmx.models.decoder import Decoder, abstract_params

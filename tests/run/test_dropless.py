@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmx.api import LanguageModel
-from lmx.core.schema import ExperimentConfig, ModelConfig, ParallelConfig
+from lmx.core.model_schema import ModelConfig
+from lmx.core.schema import ExperimentConfig, ParallelConfig
 from lmx.generate.embedding import embed
 from lmx.inputs.batch import Batch
 from lmx.inputs.tokenizers import train_tokenizer

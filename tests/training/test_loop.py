@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from lmx.core.errors import DivergedError, Preempted
+from lmx.core.model_schema import ModelConfig
 from lmx.core.schema import (
     CheckpointConfig,
     EvalsConfig,
     ExperimentConfig,
     LogConfig,
-    ModelConfig,
     ObjectiveConfig,
     OptimConfig,
 )

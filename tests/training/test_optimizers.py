@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from lmx.core.errors import UserError
-from lmx.core.schema import ModelConfig, OptimConfig
+from lmx.core.model_schema import ModelConfig
+from lmx.core.schema import OptimConfig
 from lmx.core.trees import flatten_with_names, map_with_names, mirror
 from lmx.models.decoder import abstract_params
 from lmx.models.sizes import resolve

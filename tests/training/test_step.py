@@ -15,7 +15,8 @@ import numpy as np
 import optax
 import pytest
 
-from lmx.core.schema import ModelConfig, ObjectiveConfig, OptimConfig
+from lmx.core.model_schema import ModelConfig
+from lmx.core.schema import ObjectiveConfig, OptimConfig
 from lmx.core.trees import flatten_with_names
 from lmx.inputs.batch import Batch
 from lmx.models.decoder import Decoder, abstract_params, head_logits
