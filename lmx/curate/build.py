@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,18 @@ from lmx.core.errors import DataError, UserError, pick
 from lmx.core.workdir import claim, storage_error
 from lmx.curate import card, clean, duplicates, keys, records, repeats, rights
 from lmx.curate.clean import Cleaner, Shard
-from lmx.curate.config import BuildConfig, build_config, preferred
+from lmx.curate.config import BuildConfig, SourceConfig, build_config, preferred
+from lmx.curate.encoding import Examples
 from lmx.curate.filters import FILTERS
 from lmx.curate.kept import Kept
 from lmx.curate.masking import MASKS
 from lmx.curate.runner import Runner
 from lmx.data import built, files
 from lmx.inputs import tokenizers
+from lmx.inputs.examples import FORMATS, chat_template
 from lmx.inputs.tokenizers import Tokenizer
 
-REVISION = 1  # of what the same config and files give
+REVISION = 2  # of what the same config and files give
 FOLDERS = ("clean", "exact", "signatures", "keys", "near", "windows", "held")
 TRAINING_BYTES = 512 << 20  # of text that a tokenizer is trained on
 
@@ -102,6 +104,11 @@ def list_shards(config: BuildConfig) -> list[Shard]:
         records.check_template(source.text, f"sources.{name}.text")
         place = Path(source.path).expanduser()
         if not place.exists():
+            if source.format != "text":
+                raise DataError(
+                    f"sources.{name}.path={source.path!r} does not exist, and only "
+                    "texts are read by name; give a file of records"
+                )
             records.open_named(source.path, source.text)
             shards.append(Shard(len(shards), name, [], True, source.path))
             continue
@@ -231,36 +238,77 @@ def write(
         encoded(count - done[split, source])
         done[split, source] = count
 
-    built.create(
-        out,
-        tokenizer,
-        sources={
-            name: built.Content(
-                licence=source.licence,
-                uses=source.uses,
-                train=kept.documents(name, held_out=False),
-                validation=kept.documents(name, held_out=True),
-            )
-            for name, source in config.sources.items()
-        },
-        config=dataclasses.asdict(config),
-        card=functools.partial(
-            card.make,
+    def finish(counts: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+        for name, one in examples.items():
+            one.settle(name, tallies[name], bad_records=config.bad_records)
+        return card.make(
+            counts,
             config=config,
             tallies=tallies,
             duplicates=card.count_duplicates(shards, folder),
             repeats=card.count_repeats(shards, folder),
             sample=list(kept.texts(every=max(1, size // card.SAMPLE_BYTES))),
-        ),
-        progress=progress,
+        )
+
+    with chat_template(tokenizer, template_of(config)) as template:
+        examples = {
+            name: Examples(form.encoder(tokenizer, template))
+            for name, source in config.sources.items()
+            if (form := FORMATS[source.format]) is not None
+        }
+        chats = any(one.format == "messages" for one in config.sources.values())
+        built.create(
+            out,
+            tokenizer,
+            sources={
+                name: _content(name, source, kept, examples.get(name))
+                for name, source in config.sources.items()
+            },
+            config=dataclasses.asdict(config),
+            card=finish,
+            chat_template=template.source if chats else None,
+            progress=progress,
+        )
+
+
+def _content(
+    name: str, source: SourceConfig, kept: Kept, examples: Examples | None
+) -> built.Content:
+    def documents(held_out: bool) -> built.Documents:
+        if examples is None:
+            return kept.documents(name, held_out=held_out)
+        return examples.of(kept.records(name, held_out=held_out))
+
+    return built.Content(
+        licence=source.licence,
+        uses=source.uses,
+        train=documents(False),
+        validation=documents(True),
+        examples=examples is not None,
     )
 
 
 def tokenizer_of(config: BuildConfig, texts: Iterator[str]) -> Tokenizer:
     """Returns the tokenizer that the config names, trained on `texts` if it is new."""
+    if config.tokenizer not in tokenizers.KINDS:
+        return Tokenizer.load(config.tokenizer)
+    forms = [FORMATS[source.format] for source in config.sources.values()]
+    extra = dict.fromkeys(name for form in forms if form for name in form.specials)
+    return tokenizers.train_tokenizer(
+        config.tokenizer, texts, config.vocab_size, extra=[*extra]
+    )
+
+
+def template_of(config: BuildConfig) -> str | None:
+    """Returns the chat template beside the config's tokenizer, if there is one."""
     if config.tokenizer in tokenizers.KINDS:
-        return tokenizers.train_tokenizer(config.tokenizer, texts, config.vocab_size)
-    return Tokenizer.load(config.tokenizer)
+        return None
+    place = Path(config.tokenizer).expanduser()
+    file = (place if place.is_dir() else place.parent) / Path(built.TEMPLATE).name
+    try:
+        return file.read_text("utf-8") if file.exists() else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read ({error}); mend it") from error
 
 
 def _clean(shard: Shard, *, config: BuildConfig, folder: Path) -> None:
@@ -290,6 +338,7 @@ def _key(config: BuildConfig, shards: Sequence[Shard]) -> str:
         if s.name is not None
     ]
     lists = [named, _stamp(config.removals), _stamp(config.tokenizer)]
+    lists.append([template_of(config)])
     lists += [_stamp(each.path) for each in config.evaluations.values()]
     content = json.dumps([REVISION, _json(config), listing, lists])
     return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -29,6 +29,7 @@ from lmx.curate.filters import FILTERS, Judge
 from lmx.curate.masking import MASKS
 from lmx.curate.normalise import fingerprint, normalise
 from lmx.data.files import FileEntry, list_files
+from lmx.inputs.examples import FORMATS
 
 EXAMPLES = 3  # of each reason, in a shard
 EXAMPLE_CHARACTERS = 300
@@ -38,6 +39,7 @@ SCHEMA = pyarrow.schema(
         ("name", pyarrow.string()),
         ("text", pyarrow.string()),
         ("fingerprint", pyarrow.binary(16)),
+        ("fields", pyarrow.string()),  # JSON of an example; none of a text
     ]
 )
 
@@ -114,6 +116,13 @@ class Cleaner:
             removals=removals(config),
         )
 
+    def mask(self, text: str, tally: Tally) -> str:
+        """Returns the text without personal data; what was masked is counted."""
+        for kind, mask in self.masks.items():
+            text, count = mask(text)
+            tally.masked[kind] += count
+        return text
+
     def apply(self, source: str, name: str, text: str, tally: Tally) -> str | None:
         """Returns the cleaned text, or None where it is left out and counted."""
         raw, text = text, normalise(text)
@@ -124,9 +133,7 @@ class Cleaner:
         if not self.removals.isdisjoint((f"{source}/{name}", digest)):
             tally.drop("removed", name, why="on the removal list", text="")
             return None
-        for kind, mask in self.masks.items():
-            text, count = mask(text)
-            tally.masked[kind] += count
+        text = self.mask(text, tally)
         for reason, judge in self.judges.items():
             if (why := judge(text)) is not None:
                 tally.drop(reason, name, why=why, text=text)
@@ -163,17 +170,18 @@ def clean(
 
 def _kept(
     shard: Shard, source: SourceConfig, cleaner: Cleaner, tally: Tally
-) -> Iterator[tuple[str, str, bytes]]:
-    """Yields (name, text, fingerprint) of what is kept."""
+) -> Iterator[tuple[str, str, bytes, str | None]]:
+    """Yields (name, text, fingerprint, fields of an example) of what is kept."""
     if shard.name is None:
         found = records.read(shard.entries, whole_files=shard.whole_files)
     else:
         found = records.read_named(shard.name, source.text, tally.counts)
     for record in itertools.islice(found, source.max_documents):
         tally.counts["records"] += 1
-        problem, text = record.problem, ""
+        problem, text, fields = record.problem, "", None
         try:
-            text = "" if problem else records.render(source.text, record.fields)
+            if not problem:
+                text, fields, problem = _content(source, record, cleaner, tally)
         except KeyError as error:
             problem = records.missing_field(error, record.fields)
         except TypeError as error:
@@ -186,7 +194,23 @@ def _kept(
         kept = cleaner.apply(shard.source, record.name, text, tally)
         if kept is not None:
             tally.keep(kept)
-            yield record.name, kept, fingerprint(kept)
+            yield record.name, kept, fingerprint(kept), fields
+
+
+def _content(
+    source: SourceConfig, record: records.Record, cleaner: Cleaner, tally: Tally
+) -> tuple[str, str | None, str | None]:
+    """Returns the text of a record, its fields as an example, and what is wrong."""
+    form = FORMATS[source.format]
+    if form is None:
+        return records.render(source.text, record.fields), None, None
+    fields, text = records.example(
+        form,
+        source.fields,
+        record.fields,
+        tidy=lambda text: cleaner.mask(normalise(text), tally),
+    )
+    return text, json.dumps(fields), form.problem(fields)
 
 
 def _grouped(rows: Iterator[tuple]) -> Iterator[list[tuple]]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from lmx.core.config import freeze_section
-from lmx.core.errors import UserError, did_you_mean
+from lmx.core.errors import UserError, did_you_mean, pick
 from lmx.core.knob import knob
+from lmx.inputs.examples import FORMATS
 
 USES = ("train", "commercial", "redistribute")
 DUPLICATES = ("exact", "near")
@@ -33,6 +34,18 @@ class SourceConfig:
         "{text}",
         "A document as a template: names in braces are fields of a record; a list of "
         "messages becomes lines of 'role: content'.",
+    )
+    format: str = knob(
+        "text",
+        "'text', or what the records are examples of, with a loss on a part of them: "
+        "'messages', 'prompt_completion', 'translation', 'infill'.",
+    )
+    fields: dict[str, str] = dataclasses.field(
+        default_factory=dict,
+        metadata={
+            "doc": "Of a format other than 'text': its fields as templates of those of "
+            "a record, such as {'prompt': '{text}\\nSummary:'}; else of their names."
+        },
     )
     licence: str = knob("", "Licence of the texts, best as an SPDX name; required.")
     uses: tuple[str, ...] = knob(
@@ -154,9 +167,25 @@ def _check_source(name: str, source: SourceConfig) -> None:
                 "under which licence"
             )
     _check_names(f"sources.{name}.uses", source.uses, USES)
+    form = pick(FORMATS, source.format, f"sources.{name}.format")
+    if form is None and source.fields:
+        raise UserError(f"sources.{name}.fields is not for format 'text'; set text")
+    if form is not None and source.text != SourceConfig.text:
+        raise UserError(
+            f"sources.{name}.text={source.text!r} is for format 'text', not "
+            f"{source.format!r}; set sources.{name}.fields"
+        )
+    if source.format == "messages" and not re.fullmatch(
+        r"\{\w+\}", source.fields.get("messages", "{messages}")
+    ):
+        raise UserError(
+            f"sources.{name}.fields.messages must be one field, such as "
+            "'{conversation}'"
+        )
+    _check_names(f"sources.{name}.fields", source.fields, form.fields if form else ())
 
 
-def _check_names(key: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+def _check_names(key: str, names: Iterable[str], known: tuple[str, ...]) -> None:
     for name in names:
         if name not in known:
             raise UserError(f"{key} names {name!r}{did_you_mean(name, known)}")

@@ -40,12 +40,19 @@ class Kept:
 
         A document is held out by its fingerprint, so copies would be together.
         """
+        for name, text, _ in self.records(source, held_out=held_out):
+            yield name, text
+
+    def records(
+        self, source: str | None = None, *, held_out: bool | None = None
+    ) -> Iterator[tuple[str, str, str | None]]:
+        """Yields (name, text, JSON of the fields of an example) of these documents."""
         for shard in self._shards:
             if source in (None, shard.source):
-                for name, text, fingerprint in self._rows(shard):
+                for name, text, fingerprint, fields in self._rows(shard):
                     share = int.from_bytes(fingerprint[:8], "big") / 2**64
                     if held_out in (None, share < self._fraction):
-                        yield name, text
+                        yield name, text, fields
 
     def texts(self, *, held_out: bool | None = None, every: int = 1) -> Iterator[str]:
         """Yields the text of every so many-th document of a split, or of both."""
@@ -53,20 +60,20 @@ class Kept:
             if index % every == 0:
                 yield text
 
-    def _rows(self, shard: Shard) -> Iterator[tuple[str, str, bytes]]:
+    def _rows(self, shard: Shard) -> Iterator[tuple[str, str, bytes, str | None]]:
         path = self._folder / "clean" / f"{shard.stem}.parquet"
         start = 0
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=ROWS):
             numbers = document_numbers(shard.number, batch.num_rows, start=start)
             start += batch.num_rows
             stays = ~np.isin(numbers, self._gone)
-            columns = (batch.column(i).to_pylist() for i in range(3))
+            columns = (batch.column(i).to_pylist() for i in range(4))
             rows = zip(*columns, strict=True)
             for number, row, stay in zip(numbers, rows, stays, strict=True):
                 if not stay:
                     continue
-                name, text, fingerprint = row
-                if self._cutter:
+                name, text, fingerprint, fields = row
+                if self._cutter and fields is None:  # an example is whole or not there
                     text, _ = self._cutter.cut(int(number), text)
                 if text:  # all of it may have been said before
-                    yield name, text, fingerprint
+                    yield name, text, fingerprint, fields

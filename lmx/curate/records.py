@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from lmx.core.errors import DataError, did_you_mean
 from lmx.data import files
 from lmx.data.files import FileEntry
 from lmx.data.sources import Source, open_source
+from lmx.inputs.examples import Format
 
 SHARD_BYTES = 32 << 20
 LONGEST_LINE = 64 << 20
@@ -103,6 +104,40 @@ def render(template: str, fields: dict[str, Any]) -> str:
         return _written(fields[match[1]], match[1])
 
     return FIELD.sub(put, template)
+
+
+def example(
+    form: Format,
+    templates: Mapping[str, str],
+    fields: dict[str, Any],
+    *,
+    tidy: Callable[[str], str],
+) -> tuple[dict[str, Any], str]:
+    """Returns the fields of an example, and the text that filters read of it.
+
+    A field is its template filled in with the record's texts, each of them tidied; one
+    without a template is the record's of its name. Raises as `render` does.
+    """
+    found: dict[str, Any] = {}
+    views = []
+    for name in form.fields:
+        template = templates.get(name, f"{{{name}}}")
+        used = {key: _tidied(fields[key], tidy) for key in FIELD.findall(template)}
+        text = render(template, used)
+        found[name] = used[template[1:-1]] if name == "messages" else text
+        if used:  # what is the same in all records is not the record's
+            views.append(text)
+    return found, "\n".join(views)
+
+
+def _tidied(value: Any, tidy: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return tidy(value)
+    if isinstance(value, list):
+        return [_tidied(item, tidy) for item in value]
+    if isinstance(value, dict):
+        return {key: _tidied(item, tidy) for key, item in value.items()}
+    return value
 
 
 def check_template(template: str, name: str) -> None:

@@ -2,7 +2,8 @@
 
     STORE/manifest.json        kind, tokenizer, config, counts and rights per source,
                                size and sha256 of what is named here
-    STORE/tokenizer/           as `Tokenizer.save` writes it
+    STORE/tokenizer/           as `Tokenizer.save` writes it, and chat_template.jinja
+                               where conversations were encoded with one
     STORE/train/NAME/          a token store and names.txt, a line for each document
     STORE/validation/NAME/     the same, and text.txt: the documents end to end
     STORE/card.json, card.html what went in, what was dropped and why
@@ -26,6 +27,7 @@ from typing import Any, NamedTuple
 from lmx.core import errors
 from lmx.data import store
 from lmx.data.store import TokenStore
+from lmx.inputs.examples import Example
 from lmx.inputs.tokenizers import Tokenizer
 
 KIND = "mix"
@@ -34,18 +36,24 @@ NAMES, TEXT = "names.txt", "text.txt"
 CARD = ("card.json", "card.html")
 SOURCE_NAME = re.compile(r"[a-z0-9_]+")
 
-Documents = Iterable[tuple[str, str]]
+TEMPLATE = "tokenizer/chat_template.jinja"
+
+Documents = Iterable[tuple[str, str]] | Iterable[tuple[str, str, Example]]
 Card = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], str]]
 Progress = Callable[[str, str, int], None]
 
 
 class Content(NamedTuple):
-    """What a build kept of a source; documents are (name, text) and are read once."""
+    """What a build kept of a source; documents are read once.
+
+    They are (name, text), or (name, text, example) where `examples` is true.
+    """
 
     licence: str
     uses: tuple[str, ...]
     train: Documents
     validation: Documents
+    examples: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +99,7 @@ def create(
     sources: Mapping[str, Content],
     config: Mapping[str, Any],
     card: Card,
+    chat_template: str | None = None,
     progress: Progress = lambda split, source, done: None,
 ) -> None:
     """Writes a store, which is at `directory` when it is whole and not before.
@@ -101,6 +110,7 @@ def create(
       sources: by name; they are written in the order of their names.
       config: JSON values that say how it was built.
       card: called with the counts, `manifest["sources"]`, for the JSON and HTML card.
+      chat_template: what conversations were encoded with, if there were any.
       progress: called with the split, the source and its bytes encoded so far.
 
     Raises:
@@ -120,13 +130,19 @@ def create(
     elsewhere = "choose another --out"
     with store.atomic_directory(directory, elsewhere=elsewhere) as partial:
         tokenizer.save(partial / "tokenizer")
+        if chat_template is not None:
+            _write(partial / TEMPLATE, chat_template)
         counts: dict[str, dict[str, Any]] = {}
         for name, content in sorted(sources.items()):
             counts[name] = {"licence": content.licence, "uses": list(content.uses)}
             for split in SPLITS:
                 documents = content.train if split == "train" else content.validation
                 counts[name][split] = _write_split(
-                    partial / split / name, documents, tokenizer, progress=progress
+                    partial / split / name,
+                    documents,
+                    tokenizer,
+                    examples=content.examples,
+                    progress=progress,
                 )
         content_json, html = card(counts)
         _write(partial / CARD[0], json.dumps(content_json, indent=2) + "\n")
@@ -138,7 +154,9 @@ def create(
             "config": dict(config),
             "sources": counts,
         }
-        store.write_manifest(partial, manifest, files=_files(partial, counts))
+        files = _files(partial, counts)
+        files += [] if chat_template is None else [TEMPLATE]
+        store.write_manifest(partial, manifest, files=files)
 
 
 def is_built(path: str | os.PathLike[str]) -> bool:
@@ -208,13 +226,16 @@ def _write_split(
     documents: Documents,
     tokenizer: Tokenizer,
     *,
+    examples: bool,
     progress: Progress,
 ) -> dict[str, int]:
     """Writes a split of a source and returns its counts."""
     split, source = directory.parent.name, directory.name
-    store.write_store(
+    noted: Iterator[Any] = _noted(directory, documents, with_text=split == "validation")
+    write: Any = store.write_examples if examples else store.write_store
+    write(
         directory,
-        _noted(directory, documents, with_text=split == "validation"),
+        noted,
         tokenizer,
         progress=lambda done: progress(split, source, done),
     )
@@ -226,17 +247,19 @@ def _write_split(
     }
 
 
-def _noted(directory: Path, documents: Documents, *, with_text: bool) -> Iterator[str]:
-    """Yields the texts and writes the files beside the tokens while they pass."""
+def _noted(
+    directory: Path, documents: Documents, *, with_text: bool
+) -> Iterator[str | Example]:
+    """Yields what is encoded and writes the files beside the tokens while it passes."""
     with (
         open(directory / NAMES, "wb") as names,
         open(directory / TEXT if with_text else os.devnull, "wb") as copy,
     ):
-        for name, text in documents:
+        for name, text, *example in documents:
             line = name.replace("\r", "␍").replace("\n", "␊")
             names.write(line.encode("utf-8", "surrogateescape") + b"\n")
             copy.write(text.encode())
-            yield text
+            yield example[0] if example else text
 
 
 def _files(directory: Path, sources: Iterable[str]) -> list[str]:

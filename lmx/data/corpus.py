@@ -16,7 +16,7 @@ import numpy as np
 from lmx.core import errors
 from lmx.core.schema import DataConfig
 from lmx.data.batches import Batches
-from lmx.data.built import SourceStores, tokens_digest
+from lmx.data.built import TEMPLATE, SourceStores, tokens_digest
 from lmx.data.mixture import Mixture
 from lmx.data.recipe import plan
 from lmx.data.rows import Rows
@@ -47,6 +47,12 @@ class Corpus:
     def validation_text(self) -> bytes:
         """Returns the UTF-8 text of the validation documents, joined."""
         return b"".join(_read(source.validation_text) for source in self.sources)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template that a store's conversations were encoded with."""
+        file = self.directory / TEMPLATE
+        return _read(file).decode() if file.exists() else None
 
     def train_batches(self) -> Batches:
         """Returns the training batches that the config asks for."""

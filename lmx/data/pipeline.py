@@ -93,6 +93,11 @@ def _opened_store(config: DataConfig) -> dict[str, Any]:
             f"{config.path} has no validation documents; build it anew with a larger "
             "share held out"
         )
+    if not any(source.train.num_targets for source in store_.sources):
+        raise errors.DataError(
+            f"no token of {config.path} has a loss: nothing is learned from it; build "
+            "it anew with records of which something is"
+        )
     return {
         "directory": store_.directory,
         "tokenizer": store_.tokenizer,

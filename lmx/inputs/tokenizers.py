@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,6 +161,13 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         return {index: token for index, token in added.items() if token.special}
 
+    @functools.cached_property
+    def special_pattern(self) -> re.Pattern[str]:
+        """Returns what matches the name of a special token in markup."""
+        names = [token.content for token in self.special_tokens.values()]
+        names.sort(key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
     def token(self, index: int) -> str | None:
         """Returns the name of an id in the vocabulary, None if it has none."""
         return self._backend.id_to_token(index)
@@ -255,12 +263,19 @@ class Tokenizer:
         return tokenizer
 
 
-def train_tokenizer(kind: str, documents: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(
+    kind: str,
+    documents: Iterable[str],
+    vocab_size: int,
+    *,
+    extra: Sequence[str] = (),
+) -> Tokenizer:
     """Returns a tokenizer of `kind` trained on `documents`.
 
-    `vocab_size` counts the specials; less comes back where the text has less to learn,
-    and 'byte' always has 259. Raises a `UserError` for an unknown kind or a vocabulary
-    too small for it, a `DataError` where there is no text.
+    `vocab_size` counts the specials, of which `extra` are some more; less comes back
+    where the text has less to learn, and 'byte' always has 259 and these. Raises a
+    `UserError` for an unknown kind or a vocabulary too small for it, a `DataError`
+    where there is no text.
     """
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -275,7 +290,7 @@ def train_tokenizer(kind: str, documents: Iterable[str], vocab_size: int) -> Tok
     }
     make_model, make_trainer = errors.pick(table, kind, "tokenizer")
     byte_level = kind in BYTE_LEVEL
-    specials = list(SPECIALS if byte_level else (*SPECIALS, UNK))
+    specials = [*(SPECIALS if byte_level else (*SPECIALS, UNK)), *extra]
     smallest = len(specials) + (256 if byte_level else 1)
     if vocab_size < smallest and kind != "byte":
         raise errors.UserError(

@@ -13,6 +13,7 @@ from lmx.core import config as configs
 from lmx.core.errors import DataError, Preempted, UserError
 from lmx.core.schema import ExperimentConfig
 from lmx.core.workdir import claim, write_atomic
+from lmx.data.built import TEMPLATE
 from lmx.data.seen import Seen
 from lmx.run.evaluator import evaluator
 from lmx.run.start import adopted
@@ -70,6 +71,8 @@ def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: S
         seen.resume(step, facts.get("seen"))
     write_atomic(folder / "config.json", configs.to_json(config))
     experiment.corpus.tokenizer.save(folder / "tokenizer")
+    if (template := experiment.corpus.chat_template) is not None:
+        write_atomic(folder / TEMPLATE, template)
     if step is None:
         state = experiment.init()
     else:
