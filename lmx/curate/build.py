@@ -201,7 +201,9 @@ def find_repeats(
     """Finds the passages that an earlier document holds, where they are to be cut."""
     if config.repeated_words is None:
         return
-    numbers = [shard.number for shard in shards]
+    # An example is whole or not there, and what examples share are their prompts.
+    texts = [name for name, one in config.sources.items() if one.format == "text"]
+    numbers = [shard.number for shard in shards if shard.source in texts]
     work: Any = functools.partial(
         repeats.hash_windows, words=config.repeated_words, folder=folder
     )

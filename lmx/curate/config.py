@@ -101,7 +101,8 @@ class BuildConfig:
     )
     near_similarity: float = knob(0.8, "Jaccard similarity from which two are near.")
     repeated_words: int | None = knob(
-        None, "Cut passages of so many words that an earlier document holds (50: Lee)."
+        None,
+        "Cut from texts passages of so many words that an earlier one holds (50: Lee).",
     )
     validation_fraction: float = knob(0.05, "Share of documents held out.")
     tokenizer: str = knob(

@@ -73,7 +73,7 @@ class Kept:
                 if not stay:
                     continue
                 name, text, fingerprint, fields = row
-                if self._cutter and fields is None:  # an example is whole or not there
+                if self._cutter and fields is None:  # examples are whole
                     text, _ = self._cutter.cut(int(number), text)
                 if text:  # all of it may have been said before
                     yield name, text, fingerprint, fields

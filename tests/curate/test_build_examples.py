@@ -170,6 +170,21 @@ def test_personal_data_is_masked_in_examples_too(tmp_path, sources):
     assert card["sources"]["chats"]["masked"]["email"] == len(QUESTIONS)
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_examples_are_not_cut_where_they_repeat_a_passage(tmp_path, sources, alone):
+    said = "one two three four five six seven eight nine ten eleven twelve"
+    write(tmp_path / "chats.jsonl", [chat(said, f"{q} {said}") for q in QUESTIONS])
+    write(tmp_path / "texts.jsonl", [{"text": f"{q}\n{said}"} for q in QUESTIONS])
+    chosen = {"chats": sources["chats"]}
+    if not alone:
+        chosen["texts"] = sources["texts"]
+    config = config_of(tmp_path, chosen, repeated_words=10)
+    store = built(config, tmp_path / "store")
+    source = store.sources[0]
+    decoded = store.tokenizer.decode([*source.train.tokens, *source.validation.tokens])
+    assert decoded.count(said) == 2 * len(QUESTIONS)
+
+
 def test_training_reads_the_weights_in_each_packing(tmp_path, sources):
     store = built(config_of(tmp_path, sources), tmp_path / "store")
     expected = sum(source.train.num_targets for source in store.sources)
