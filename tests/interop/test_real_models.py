@@ -18,6 +18,8 @@ from lmx.__main__ import main
 from lmx.core.errors import DONE
 from lmx.generate.decode import Generator
 from lmx.generate.sampling import SamplingConfig
+from lmx.inputs.examples import FORMATS, chat_template
+from lmx.interop.pretrained import open_pretrained
 
 QUESTION = "What is the capital of France?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -75,6 +77,41 @@ def test_an_imported_one_answers_in_the_terminal(workdir, capsys, exported):
     out, err = capsys.readouterr()
     assert code == DONE, err
     assert out == exported[2] + "\n"
+
+
+def test_transformers_masks_the_same_tokens_of_conversations(gguf):
+    transformers = pytest.importorskip("transformers")
+    import tokenizers
+
+    found = open_pretrained(gguf)
+    tokenizer, source = found.tokenizer, found.chat_template
+    said = "message['content'] + '<|im_end|>'"
+    assert source.count(said) == 1
+    start, _, rest = source.partition(said)
+    # The template, with a mark around what assistants say and the end of it.
+    marked = (
+        f"{start}'' }}}}{{% if message['role'] == 'assistant' %}}{{% generation %}}"
+        f"{{{{ {said} }}}}{{% endgeneration %}}"
+        f"{{% else %}}{{{{ {said} }}}}{{% endif %}}{{{{ ''{rest}"
+    )
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(tokenizer.content)
+    )
+    with chat_template(tokenizer, source) as template:
+        encode = FORMATS["messages"].encoder(tokenizer, template)
+        for messages in CONVERSATIONS:
+            answered = [*messages, {"role": "assistant", "content": "Vienna.\n\nYes"}]
+            expected = theirs.apply_chat_template(
+                answered,
+                chat_template=marked,
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+            )
+            example = encode({"messages": answered})
+            assert list(example.ids) == expected["input_ids"]
+            assert list(example.weights) == expected["assistant_masks"]
+            assert 0 < sum(example.weights) < len(example.ids)
 
 
 def test_transformers_makes_the_same_prompts_of_conversations(exported):
