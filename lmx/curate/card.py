@@ -41,7 +41,8 @@ def tallies(shards: Sequence[Shard], folder: Path) -> dict[str, dict[str, Any]]:
             continue
         old = found[shard.source]
         for key in ("counts", "masked", "lengths"):
-            old[key] = dict(Counter(old[key]) + Counter(new[key]))
+            for name, count in new[key].items():
+                old[key][name] = old[key].get(name, 0) + count
         for reason, entry in new["dropped"].items():
             into = old["dropped"].setdefault(
                 reason, {"documents": 0, "bytes": 0, "examples": []}

@@ -8,7 +8,6 @@ Near duplicates share a band of their MinHash signatures (Broder 1997; Leskovec 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -57,8 +56,8 @@ def sign(shard: int, *, similarity: float, folder: Path) -> None:
     gone = np.load(folder / "exact.npy", mmap_mode="r")[:, 0]
     count, rows = minhash.choose_bands(similarity, PERMUTATIONS)
     file = pyarrow.parquet.ParquetFile(folder / "clean" / f"{shard:06d}.parquet")
-    partial, start = keys.partial(done), 0
-    with open(partial, "wb") as signed:
+    start = 0
+    with keys.whole(done) as unfinished, open(unfinished, "wb") as signed:
         for run, batch in enumerate(
             file.iter_batches(batch_size=RUN_ROWS, columns=["text"])
         ):
@@ -68,11 +67,11 @@ def sign(shard: int, *, similarity: float, folder: Path) -> None:
             signed.write(signatures.tobytes())
             number = keys.document_numbers(shard, batch.num_rows, start=start)
             start += batch.num_rows
-            left = ~np.isin(number, gone)
+            left = ~keys.among(number, gone)
             key = minhash.bands(signatures[left], bands=count, rows=rows)
             path = folder / "keys" / f"{shard:06d}-{run:06d}.npy"
             keys.write_run(path, key, np.repeat(number[left], count))
-    os.replace(partial, done)
+        signed.flush()
 
 
 def find_near(

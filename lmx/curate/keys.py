@@ -8,7 +8,10 @@ many ranges there are does not change what is found.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,14 +70,34 @@ def first_of_each(key: np.ndarray, number: np.ndarray) -> np.ndarray:
     return number[np.flatnonzero(begins)[np.cumsum(begins) - 1]]
 
 
+def dropped(folder: Path) -> np.ndarray:
+    """Returns the numbers of the documents that are copies of others, sorted."""
+    pairs = [np.load(folder / f"{name}.npy")[:, 0] for name in ("exact", "near")]
+    return np.unique(np.concatenate(pairs))
+
+
+def among(numbers: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Returns which of `numbers` are in `held`, sorted numbers that may be many."""
+    if not len(held):
+        return np.zeros(len(numbers), bool)
+    nearest = np.minimum(np.searchsorted(held, numbers), len(held) - 1)
+    return held[nearest] == numbers
+
+
 def save(path: Path, array: np.ndarray) -> None:
     """Writes an array under its name when it is whole."""
-    unfinished = partial(path)
-    with open(unfinished, "wb") as file:
+    with whole(path) as unfinished, open(unfinished, "wb") as file:
         np.save(file, array)
-    os.replace(unfinished, path)
 
 
-def partial(path: Path) -> Path:
-    """Returns a name for `path` while it is written, of this process alone."""
-    return path.with_suffix(f".{os.getpid()}.partial")
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yields a name to write, which is `path` once it is written and on the disk."""
+    unfinished = path.with_suffix(f".{secrets.token_hex(4)}.partial")
+    try:
+        yield unfinished
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -26,9 +26,7 @@ def hash_windows(shard: int, *, words: int, folder: Path) -> None:
     done = folder / "windows" / f"{shard:06d}.done"
     if done.exists():
         return
-    gone = np.concatenate(
-        [np.load(folder / f"{name}.npy")[:, 0] for name in ("exact", "near")]
-    )
+    gone = keys.dropped(folder)
     file = pyarrow.parquet.ParquetFile(folder / "clean" / f"{shard:06d}.parquet")
     start = 0
     for run, batch in enumerate(
@@ -36,7 +34,7 @@ def hash_windows(shard: int, *, words: int, folder: Path) -> None:
     ):
         number = keys.document_numbers(shard, batch.num_rows, start=start)
         start += batch.num_rows
-        stays = ~np.isin(number, gone)
+        stays = ~keys.among(number, gone)
         texts = batch.column(0).to_pylist()
         hashes = [
             window_hashes(text, n=words) if stay else np.zeros(0, np.uint64)
@@ -61,7 +59,10 @@ def find_held(part: int, *, parts: int, folder: Path) -> None:
 
 
 class Cutter:
-    """Cuts from each document what an earlier one holds."""
+    """Cuts from each document what an earlier one holds.
+
+    It has in memory what all documents share: 16 bytes for each passage held before.
+    """
 
     def __init__(self, folder: Path, *, words: int):
         found = [np.load(path) for path in sorted((folder / "held").glob("*.npy"))]

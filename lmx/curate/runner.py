@@ -8,14 +8,16 @@ who did what.
 
 from __future__ import annotations
 
-import concurrent.futures
+import concurrent.futures.process
 import functools
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from lmx.core.errors import UserError
+from lmx.core.cores import available_cores
+from lmx.core.errors import StorageError, UserError
 
 Work = Callable[[Any], None]
 
@@ -32,7 +34,7 @@ class Processes:
     """Some processes on this machine; one is this one."""
 
     def __init__(self, workers: int | None = None):
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = available_cores() if workers is None else workers
         if self.workers < 1:
             raise UserError(f"--workers={workers} must be 1 or more")
 
@@ -56,6 +58,11 @@ class Processes:
             for task in concurrent.futures.as_completed(tasks):
                 task.result()
                 advance(1)
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise StorageError(
+                "a process of the build was killed, likely for want of memory; run the "
+                f"same command again to go on, with fewer than --workers={self.workers}"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -94,5 +101,6 @@ def _quietly(work: Work, item: Any) -> None:
 
 
 def _prepare_process() -> None:
-    """Leaves the other cores to the other processes."""
+    """Leaves the other cores to the other processes, and Ctrl-C to the first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

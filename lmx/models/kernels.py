@@ -22,7 +22,6 @@ What makes a CPU form, measured with `benchmarks/train_throughput.py`:
 from __future__ import annotations
 
 import math
-import os
 from functools import partial
 from typing import Literal
 
@@ -30,6 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from lmx.core.cores import available_cores
 
 Form = Literal["xla", "cpu"]
 DTypeLike = jax.typing.DTypeLike
@@ -54,15 +55,8 @@ def micro_batches(rows: int, tokens: int, *, form: str) -> int:
     """
     if form == "xla":
         return 1
-    most = tokens // (1024 * _cores())
+    most = tokens // (1024 * available_cores())
     return next(n for n in range(max(1, min(most, rows)), 0, -1) if rows % n == 0)
-
-
-def _cores() -> int:
-    """Returns how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def matmul(

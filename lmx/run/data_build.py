@@ -17,8 +17,8 @@ from lmx.curate.config import BuildConfig, EvaluationConfig, SourceConfig, build
 from lmx.run.arguments import Parser
 
 EXAMPLE = """example:
-  lmx data build --config=experiments/data/python_docs.py --out=/tmp/python_docs
-  lmx train --config=experiments/quickstart.py --config.data.path=/tmp/python_docs
+  lmx data build --config=experiments/data/python_and_manuals.py --out=STORE
+  lmx train --config=experiments/quickstart.py --config.data.path=STORE
 
 A build that was interrupted goes on when the same command is given again.
 """
@@ -69,6 +69,8 @@ def processes(options) -> Any:
     """Returns the runner on this machine."""
     from lmx.curate.runner import Processes
 
+    if options.beam_options:
+        raise UserError("--beam-options is for --runner=beam")
     return Processes(options.workers)
 
 

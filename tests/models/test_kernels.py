@@ -182,7 +182,7 @@ def test_a_rotation_and_its_gradient_equal_numpy(form, dtype):
 
 
 def test_micro_batches_divide_the_rows_and_fill_the_cores(monkeypatch):
-    monkeypatch.setattr(kernels, "_cores", lambda: 2)
+    monkeypatch.setattr(kernels, "available_cores", lambda: 2)
     pieces = partial(kernels.micro_batches, form="cpu")
     assert pieces(16, 16 * 256) == 2
     assert pieces(16, 16 * 2048) == 16
