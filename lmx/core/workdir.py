@@ -22,7 +22,7 @@ from lmx.core.errors import StorageError
 
 LOCK = "lock"
 
-_SPACE = "free some space or choose another --workdir"
+_SPACE = "free some space or choose another {option}"
 _REMEDIES = (
     ((errno.ENOSPC, errno.EDQUOT), _SPACE),
     (
@@ -104,7 +104,9 @@ def sync_directory(directory: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def claim(workdir: str | os.PathLike[str]) -> Iterator[Path]:
+def claim(
+    workdir: str | os.PathLike[str], *, option: str = "--workdir"
+) -> Iterator[Path]:
     """Creates the work directory and holds it against other runs while the block runs.
 
     The lock belongs to the process, not to the file: it is gone when the process is,
@@ -125,7 +127,7 @@ def claim(workdir: str | os.PathLike[str]) -> Iterator[Path]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StorageError(_in_use(workdir)) from error
+            raise StorageError(_in_use(workdir, option)) from error
         except OSError as error:
             raise storage_error(error, action="lock", path=workdir) from error
         owner = {
@@ -142,7 +144,7 @@ def claim(workdir: str | os.PathLike[str]) -> Iterator[Path]:
         yield workdir
 
 
-def _in_use(workdir: Path) -> str:
+def _in_use(workdir: Path, option: str) -> str:
     """Returns the message for a workdir that another process holds."""
     try:
         owner = json.loads((workdir / LOCK).read_bytes())
@@ -150,4 +152,4 @@ def _in_use(workdir: Path) -> str:
     except (OSError, ValueError, TypeError, KeyError):
         # The other run has the lock but has not written its name yet.
         who = "another process"
-    return f"{workdir} is in use by {who}; stop it or choose another --workdir"
+    return f"{workdir} is in use by {who}; stop it or choose another {option}"

@@ -35,7 +35,7 @@ from lmx.curate import card, clean, duplicates, keys, records, repeats, rights
 from lmx.curate.clean import Cleaner, Shard
 from lmx.curate.config import BuildConfig, SourceConfig, build_config, preferred
 from lmx.curate.encoding import Examples
-from lmx.curate.filters import FILTERS
+from lmx.curate.filters import make_filter
 from lmx.curate.kept import Kept
 from lmx.curate.masking import MASKS
 from lmx.curate.runner import Runner
@@ -62,23 +62,28 @@ def build(config: BuildConfig, out: Path, *, runner: Runner, stage: Stage) -> No
         raise UserError(f"{out} is there already; choose another --out, or delete it")
     rights.check(config)
     check_parts(config)
+    evaluations = {
+        name: {"texts": ngrams.texts, "too short": ngrams.skipped}
+        for name, ngrams in Cleaner.of(config).leaks.items()
+    }
     shards = list_shards(config)
-    folder = out.parent / f".{out.name}.building-{_key(config, shards)}"
-    with claim(folder):
+    place = out.parent / f".{out.name}.building"
+    folder = place / _key(config, shards)
+    with claim(place, option="--out"):
         try:
             for name in FOLDERS:
-                (folder / name).mkdir(exist_ok=True)
+                (folder / name).mkdir(parents=True, exist_ok=True)
             work = functools.partial(_clean, config=config, folder=folder / "clean")
             runner.run(work, shards, advance=stage("clean", len(shards)))
             tallies = card.tallies(shards, folder / "clean")
             check_damage(config, tallies)
             drop_duplicates(config, shards, folder, runner=runner, stage=stage)
             find_repeats(config, shards, folder, runner=runner, stage=stage)
-            write(config, shards, folder, out, tallies=tallies, stage=stage)
+            facts = {"tallies": tallies, "evaluations": evaluations}
+            write(config, shards, folder, out, facts=facts, stage=stage)
         except OSError as error:
             raise storage_error(error, action="build", path=out) from error
-        for old in out.parent.glob(f".{out.name}.building-*"):
-            shutil.rmtree(old)  # of this build, and of others that were given up
+        shutil.rmtree(place, ignore_errors=True)  # and of builds that were given up
 
 
 def check_parts(config: BuildConfig) -> None:
@@ -86,12 +91,11 @@ def check_parts(config: BuildConfig) -> None:
     for name in config.masks:
         pick(MASKS, name, "mask")
     for name, settings in config.filters.items():
-        factory = pick(FILTERS, name, "filter")
+        judge = make_filter(name, settings)
         try:
-            factory(**settings)
+            judge("A text of a few words, to see whether the settings serve.")
         except TypeError as error:
-            raise UserError(f"filters.{name}: {error}") from error
-    Cleaner.of(config)
+            raise UserError(f"filters.{name}: {settings} ({error})") from error
     if config.tokenizer not in tokenizers.KINDS:
         Tokenizer.load(config.tokenizer)
 
@@ -219,10 +223,12 @@ def write(
     folder: Path,
     out: Path,
     *,
-    tallies: dict[str, dict[str, Any]],
+    facts: dict[str, Any],
     stage: Stage,
 ) -> None:
-    """Trains the tokenizer and writes the store with its card."""
+    """Trains the tokenizer and writes the store with its card, which says the facts."""
+    tallies = facts["tallies"]
+    cuts: dict[str, Counter[str]] = {name: Counter() for name in config.sources}
     kept = Kept(
         shards,
         folder,
@@ -246,9 +252,9 @@ def write(
         return card.make(
             counts,
             config=config,
-            tallies=tallies,
+            facts=facts,
             duplicates=card.count_duplicates(shards, folder),
-            repeats=card.count_repeats(shards, folder),
+            cuts=cuts,
             sample=list(kept.texts(every=max(1, size // card.SAMPLE_BYTES))),
         )
 
@@ -263,7 +269,7 @@ def write(
             out,
             tokenizer,
             sources={
-                name: _content(name, source, kept, examples.get(name))
+                name: _content(name, source, kept, examples.get(name), cuts[name])
                 for name, source in config.sources.items()
             },
             config=dataclasses.asdict(config),
@@ -274,11 +280,15 @@ def write(
 
 
 def _content(
-    name: str, source: SourceConfig, kept: Kept, examples: Examples | None
+    name: str,
+    source: SourceConfig,
+    kept: Kept,
+    examples: Examples | None,
+    cuts: Counter[str],
 ) -> built.Content:
     def documents(held_out: bool) -> built.Documents:
         if examples is None:
-            return kept.documents(name, held_out=held_out)
+            return kept.documents(name, held_out=held_out, cuts=cuts)
         return examples.of(kept.records(name, held_out=held_out))
 
     return built.Content(
@@ -315,12 +325,15 @@ def template_of(config: BuildConfig) -> str | None:
 
 def _clean(shard: Shard, *, config: BuildConfig, folder: Path) -> None:
     source = config.sources[shard.source]
-    clean.clean(shard, source, _cleaner(_json(config)), folder=folder)
+    # The folder's name holds what the lists say: another build may be of this process.
+    cleaner = _cleaner(_json(config), str(folder))
+    clean.clean(shard, source, cleaner, folder=folder)
 
 
 @functools.lru_cache(maxsize=1)
-def _cleaner(content: str) -> Cleaner:
-    """Makes a cleaner once for a process: it may have read long lists."""
+def _cleaner(content: str, folder: str) -> Cleaner:
+    """Makes the cleaner of a build once in a process: it may have read long lists."""
+    del folder
     return Cleaner.of(build_config(json.loads(content)))
 
 
@@ -339,7 +352,10 @@ def _key(config: BuildConfig, shards: Sequence[Shard]) -> str:
         for s in shards
         if s.name is not None
     ]
-    lists = [named, _stamp(config.removals), _stamp(config.tokenizer)]
+    lists = [named, _stamp(config.removals)]
+    if config.tokenizer not in tokenizers.KINDS:
+        lists.append(_stamp(config.tokenizer))
+    lists += [_stamp(s["path"]) for s in config.filters.values() if "path" in s]
     lists.append([template_of(config)])
     lists += [_stamp(each.path) for each in config.evaluations.values()]
     content = json.dumps([REVISION, _json(config), listing, lists])

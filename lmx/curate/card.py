@@ -96,16 +96,16 @@ def make(
     counts: Mapping[str, Any],
     *,
     config: BuildConfig,
-    tallies: dict[str, dict[str, Any]],
+    facts: Mapping[str, Any],
     duplicates: dict[str, Any],
-    repeats: dict[str, int],
+    cuts: Mapping[str, Mapping[str, int]],
     sample: Sequence[str],
 ) -> tuple[dict[str, Any], str]:
     """Returns the card as JSON values and as a page.
 
     `counts` are what the store holds of each source: rights, and for each split its
-    documents, tokens and bytes. `repeats` are the documents of each source that lost a
-    passage; of the texts of `sample` languages and phrases are counted.
+    documents, tokens and bytes. `facts` are the tallies and the evaluations. `cuts` say
+    what repeated passages cost each source; of the texts of `sample` languages and phrases are counted.
     """
     sources = {}
     for name, source in config.sources.items():
@@ -114,27 +114,22 @@ def make(
             "origin": source.origin,
             "licence": source.licence,
             "uses": list(source.uses),
-            **tallies[name],
+            **facts["tallies"][name],
             "stored": {split: counts[name][split] for split in ("train", "validation")},
         }
     content = {
         "uses": list(config.uses),
         "sources": sources,
         "duplicates": duplicates,
-        "repeats": {"words": config.repeated_words, "documents": repeats},
+        "evaluations": facts["evaluations"],
+        "repeats": {
+            "words": config.repeated_words,
+            "sources": {name: dict(count) for name, count in cuts.items() if +count},
+        },
         "languages": languages(sample),
         "phrases": phrases(sample),
     }
     return content, card_page.page(content)
-
-
-def count_repeats(shards: Sequence[Shard], folder: Path) -> dict[str, int]:
-    """Returns how many documents of each source hold a passage of an earlier one."""
-    source_of = {shard.number: shard.source for shard in shards}
-    found = [np.load(path)["number"] for path in (folder / "held").glob("*.npy")]
-    numbers = np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
-    counted = Counter(source_of[int(shard)] for shard in numbers >> ROW_BITS)
-    return dict(sorted(counted.items()))
 
 
 def languages(texts: Iterable[str]) -> list[list[Any]] | None:

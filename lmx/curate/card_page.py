@@ -39,6 +39,8 @@ def page(card: Mapping[str, Any]) -> str:
         _stages(sources, card["duplicates"]),
         "<h2>What was left out, and why</h2>",
         _dropped(sources),
+        "<h2>Evaluations that were looked for</h2>",
+        _evaluations(card["evaluations"]),
         "<h2>Duplicates</h2>",
         _duplicates(card["duplicates"]),
         "<h2>Repeated passages</h2>",
@@ -164,14 +166,25 @@ def _duplicates(duplicates: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
+def _evaluations(evaluations: Mapping[str, Any]) -> str:
+    rows = [
+        (name, one["texts"], one["too short"]) for name, one in evaluations.items()
+    ]
+    head = ("evaluation", "texts", "too short to be found")
+    return _table(head, rows) if rows else "<p>None.</p>"
+
+
 def _repeats(repeats: Mapping[str, Any]) -> str:
     if repeats["words"] is None:
         return "<p>Not looked for.</p>"
-    told = (
-        f"<p>Passages of {repeats['words']} words that an earlier document holds.</p>"
-    )
-    rows = list(repeats["documents"].items())
-    return told + (_table(("source", "documents cut"), rows) if rows else "")
+    told = f"<p>Passages of {repeats['words']} words that stood earlier.</p>"
+    keys = ("documents", "characters", "emptied")
+    rows = [
+        (name, *(count.get(key, 0) for key in keys))
+        for name, count in repeats["sources"].items()
+    ]
+    head = ("source", "documents cut", "characters", "documents emptied")
+    return told + (_table(head, rows) if rows else "<p>There were none.</p>")
 
 
 def _languages(languages: Sequence[Sequence[Any]] | None) -> str:

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,8 +24,10 @@ from lmx.core.workdir import write_atomic
 from lmx.curate import records
 from lmx.curate.config import BuildConfig, SourceConfig
 from lmx.curate.contamination import NGrams
-from lmx.curate.filters import FILTERS, Judge
+from lmx.curate.filters import Judge, make_filter
+from lmx.curate.keys import whole
 from lmx.curate.masking import MASKS
+from lmx.curate.masking import mask as masked
 from lmx.curate.normalise import fingerprint, normalise
 from lmx.data.files import FileEntry, list_files
 from lmx.inputs.examples import FORMATS
@@ -88,7 +89,7 @@ class Tally:
         self.lengths[size.bit_length()] += 1
 
     def to_json(self) -> dict[str, Any]:
-        """Returns what `summary.merge` adds up."""
+        """Returns what `card.tallies` adds up."""
         return {
             "counts": dict(self.counts),
             "dropped": self.dropped,
@@ -110,7 +111,7 @@ class Cleaner:
     def of(cls, config: BuildConfig) -> Cleaner:
         """Returns the cleaner of a config; reads its lists and evaluations."""
         return cls(
-            judges={n: FILTERS[n](**kwargs) for n, kwargs in config.filters.items()},
+            judges={n: make_filter(n, kwargs) for n, kwargs in config.filters.items()},
             masks={name: MASKS[name] for name in config.masks},
             leaks=evaluation_ngrams(config),
             removals=removals(config),
@@ -154,17 +155,15 @@ def clean(
         return
     tally = Tally()
     path = folder / f"{shard.stem}.parquet"
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        with pyarrow.parquet.ParquetWriter(
-            partial, SCHEMA, compression="zstd"
-        ) as writer:
-            for rows in _grouped(_kept(shard, source, cleaner, tally)):
-                columns = list(zip(*rows, strict=True))
-                writer.write_table(pyarrow.table(columns, schema=SCHEMA))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        whole(path) as unfinished,
+        pyarrow.parquet.ParquetWriter(
+            unfinished, SCHEMA, compression="zstd"
+        ) as writer,
+    ):
+        for rows in _grouped(_kept(shard, source, cleaner, tally)):
+            columns = list(zip(*rows, strict=True))
+            writer.write_table(pyarrow.table(columns, schema=SCHEMA))
     write_atomic(done, json.dumps(tally.to_json()).encode())
 
 
@@ -177,6 +176,8 @@ def _kept(
     else:
         found = records.read_named(shard.name, source.text, tally.counts)
     for record in itertools.islice(found, source.max_documents):
+        # Names of files need not be text.
+        name = record.name.encode("utf-8", "backslashreplace").decode()
         tally.counts["records"] += 1
         problem, text, fields = record.problem, "", None
         try:
@@ -187,14 +188,14 @@ def _kept(
         except TypeError as error:
             problem = str(error)
         if problem:
-            tally.drop("damaged", record.name, why=problem, text="")
+            tally.drop("damaged", name, why=problem, text="")
             continue
         size = len(text.encode("utf-8", "surrogatepass"))
         tally.counts.update(documents_in=1, bytes_in=size)
-        kept = cleaner.apply(shard.source, record.name, text, tally)
+        kept = cleaner.apply(shard.source, name, text, tally)
         if kept is not None:
             tally.keep(kept)
-            yield record.name, kept, fingerprint(kept), fields
+            yield name, kept, fingerprint(kept), fields
 
 
 def _content(
@@ -227,22 +228,42 @@ def _grouped(rows: Iterator[tuple]) -> Iterator[list[tuple]]:
 
 
 def evaluation_ngrams(config: BuildConfig) -> dict[str, NGrams]:
-    """Returns the n-grams of each evaluation."""
+    """Returns the n-grams of each evaluation, masked as documents are.
+
+    Raises a `DataError` for one that is not there, too damaged, or without a passage.
+    """
     found = {}
     for name, evaluation in config.evaluations.items():
-        records.check_template(evaluation.text, f"evaluations.{name}.text")
+        key = f"evaluations.{name}"
+        records.check_template(evaluation.text, f"{key}.text")
         place = Path(evaluation.path).expanduser()
         if not place.exists():
+            raise DataError(f"{key}.path={evaluation.path!r} does not exist; mend it")
+        texts, problems, count = [], [], 0
+        for record in records.read(list_files(place), whole_files=True):
+            count += 1
+            problem = record.problem
+            try:
+                if not problem:
+                    text = normalise(records.render(evaluation.text, record.fields))
+                    texts.append(masked(text, config.masks)[0])
+            except KeyError as error:
+                problem = records.missing_field(error, record.fields)
+            except TypeError as error:
+                problem = str(error)
+            if problem:
+                problems.append(f"{record.name}: {problem}")
+        if len(problems) > config.bad_records * count:
             raise DataError(
-                f"evaluations.{name}.path={evaluation.path!r} does not exist; mend it"
+                f"{key}: {len(problems):,} of {count:,} records are damaged, more than "
+                f"bad_records={config.bad_records:.2%}, such as {problems[0]}"
             )
-        entries = list_files(place)
-        texts = (
-            normalise(records.render(evaluation.text, record.fields))
-            for record in records.read(entries, whole_files=True)
-            if record.problem is None
-        )
         found[name] = NGrams.of(texts, n=config.evaluation_words)
+        if found[name].skipped == len(texts):
+            raise DataError(
+                f"{key}: of {len(texts):,} texts none is long enough to be looked for "
+                "in documents; mend its template, or leave it out"
+            )
     return found
 
 

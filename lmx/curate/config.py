@@ -8,6 +8,7 @@ shards, is not here: it does not change the result.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from lmx.inputs.examples import FORMATS
 
 USES = ("train", "commercial", "redistribute")
 DUPLICATES = ("exact", "near")
+SPLITS = ("train", "validation")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -147,6 +149,17 @@ def build_config(config: ConfigDict | Mapping) -> BuildConfig:
         value = getattr(checked, key)
         if not 0 <= value <= 1:
             raise UserError(f"{key}={value} must lie between 0 and 1")
+    if checked.near_similarity in (0, 1):
+        raise UserError(
+            f"near_similarity={checked.near_similarity} must lie between 0 and 1; "
+            "for none, leave 'near' out of duplicates"
+        )
+    if checked.validation_fraction == 1:
+        raise UserError("validation_fraction=1.0 leaves nothing to train on")
+    try:
+        json.dumps(checked.filters)
+    except TypeError as error:
+        raise UserError(f"filters: {error}; settings are what JSON can hold") from error
     return checked
 
 
@@ -160,6 +173,12 @@ def _check_source(name: str, source: SourceConfig) -> None:
     if not NAME.fullmatch(name):
         raise UserError(
             f"source name {name!r} must be lower-case letters, digits and '_'"
+        )
+    if name in SPLITS:
+        raise UserError(f"a source cannot be called {name!r}, as a split is; rename it")
+    if source.max_documents is not None and source.max_documents < 1:
+        raise UserError(
+            f"sources.{name}.max_documents={source.max_documents} must be 1 or more"
         )
     for key in ("path", "licence"):
         if not getattr(source, key).strip():

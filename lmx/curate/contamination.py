@@ -70,7 +70,8 @@ class NGrams(NamedTuple):
     """The passages to look for."""
 
     levels: tuple[Level, ...]
-    skipped: int  # texts that were too short to look for
+    texts: int
+    skipped: int  # those that were too short to look for
 
     @classmethod
     def of(cls, texts: Iterable[str], *, n: int = 13, least: int = 5) -> NGrams:
@@ -82,9 +83,10 @@ class NGrams(NamedTuple):
         """
         if not 0 < least <= n:
             raise UserError(f"least={least} must be between 1 and n={n}, in words")
-        skipped = done = 0
+        count = skipped = done = 0
         letters, spans = [np.zeros(0, np.uint64)], [np.zeros((2, 0), np.int64)]
         for text in texts:
+            count += 1
             found, _, values = _letters(_fold(text))
             scale = found.letters_per_word
             if len(found.starts) < least * scale:
@@ -102,7 +104,7 @@ class NGrams(NamedTuple):
             Level.of(int(size), values, joined[:, sizes == size])
             for size in np.unique(sizes)
         ]
-        return cls(tuple(levels), skipped)
+        return cls(tuple(levels), count, skipped)
 
     def leak(self, text: str) -> str | None:
         """Returns a passage that `text` has, in lower case, or None."""

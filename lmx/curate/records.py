@@ -67,8 +67,12 @@ def read(entries: list[FileEntry], *, whole_files: bool) -> Iterator[Record]:
         elif whole_files:
             yield _text_file(entry)
         else:
-            for name, text in files.read_single(entry, text_field="text"):
-                yield Record(name, {"text": text})
+            whole = _text_file(entry)
+            pieces = files.split_text(whole.fields.get("text", ""))
+            yield from [whole] if whole.problem else []
+            for number, text in enumerate(pieces):
+                yield Record(f"{entry.name}#{number}", {"text": text})
+        _check_same(entry)  # what was read is what was listed
 
 
 def open_named(name: str, template: str) -> tuple[Source, str]:
@@ -278,7 +282,10 @@ def _chunks(entry: FileEntry, most: int | None = None) -> Iterator[bytes]:
     packed = COMPRESSED.get(entry.path.suffix.lower())
     done = 0
     try:
-        with pyarrow.input_stream(str(entry.path), compression=packed) as stream:
+        with (
+            open(entry.path, "rb") as file,
+            pyarrow.input_stream(file, compression=packed) as stream,
+        ):
             while chunk := stream.read(READ_BYTES):
                 done += len(chunk)
                 if packed and done > max(EXPANSION_BYTES, EXPANSION * entry.size):

@@ -12,6 +12,12 @@ from lmx.core import new_folder as module
 from lmx.core.errors import StorageError, UserError
 from lmx.core.new_folder import new_folder
 
+# What runs in the background may have been started with these ignored.
+AS_IN_A_TERMINAL = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+"""
 # Sends itself signals at a place of its own, or in a function of the module.
 STOPPED = """
 import os, signal, sys, time
@@ -58,8 +64,9 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 def test_a_signal_leaves_a_whole_folder_or_none_and_does_what_it_did(
     tmp_path, place, number
 ):
-    argv = [sys.executable, "-c", STOPPED, place, str(int(number)), tmp_path / "new"]
-    done = subprocess.run(argv, capture_output=True, text=True)
+    command = AS_IN_A_TERMINAL + STOPPED
+    argv = [sys.executable, "-c", command, place, str(int(number))]
+    done = subprocess.run([*argv, tmp_path / "new"], capture_output=True, text=True)
     assert done.returncode == -number, done.stderr
     assert done.stdout == ""
     whole = place in ("_publish", "_remove")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import json
 import os
@@ -16,12 +17,14 @@ from pathlib import Path
 import pytest
 
 from lmx.core.config import load_experiment
-from lmx.core.errors import DataError, UserError
+from lmx.core.errors import DataError, StorageError, UserError
+from lmx.core.workdir import claim
 from lmx.curate import keys, records
 from lmx.curate.build import build
 from lmx.curate.config import build_config, default_build_config
 from lmx.curate.runner import Beam, Processes
 from lmx.data.built import open_built
+from lmx.data.files import list_files
 
 REPOSITORY = Path(__file__).parents[2]
 EXPERIMENTS = REPOSITORY / "experiments" / "data"
@@ -138,6 +141,54 @@ def test_the_preferred_source_keeps_its_copies(folder):
     assert len(store.names("train", "web") + store.names("validation", "web")) == 70
 
 
+def test_what_was_all_said_before_is_counted_as_emptied(folder):
+    half = text(0)[: len(text(0)) // 2].rsplit("\n", 1)[0]
+    (folder / "books" / "98.txt").write_text(half)
+    store = built(config(folder, repeated_words=20), folder / "store")
+    assert "98.txt" not in texts(store, "books")
+    card = json.loads((folder / "store" / "card.json").read_text())
+    assert card["repeats"]["sources"]["books"]["emptied"] == 1
+
+
+def test_masks_do_not_hide_a_leak(folder):
+    secret = f"{text(3000, 12)} Write to someone@example.org about it."
+    (folder / "test.jsonl").write_text(json.dumps({"question": secret}))
+    (folder / "books" / "97.txt").write_text(f"{text(97)}\n{secret}")
+    store = built(config(folder, masks=("email",)), folder / "store")
+    assert "97.txt" not in texts(store, "books")
+
+
+def test_a_source_that_grows_while_it_is_read_is_refused(folder):
+    entries = list_files(folder / "web" / "a.jsonl")
+    found = records.read(entries, whole_files=True)
+    next(found)
+    with open(folder / "web" / "a.jsonl", "a") as file:
+        file.write("{}\n")
+    with pytest.raises(DataError, match="changed while the build ran"):
+        list(found)
+
+
+def test_two_builds_in_one_process_have_their_own_lists(folder):
+    removals = folder / "removals.txt"
+    found = []
+    for number in (0, 1):
+        removals.write_text(f"books/{number:02d}.txt\n")
+        made = config(folder, removals=str(removals))
+        found.append(texts(built(made, folder / f"store{number}"), "books"))
+    assert [{"00.txt", "01.txt"} - set(names) for names in found] == [
+        {"00.txt"},
+        {"01.txt"},
+    ]
+
+
+def test_two_builders_of_one_store_are_refused(folder):
+    with (
+        claim(folder / ".store.building", option="--out"),
+        pytest.raises(StorageError, match=r"in use by .* choose another --out"),
+    ):
+        built(config(folder), folder / "store")
+
+
 def test_a_repeated_passage_is_cut_from_all_but_the_first(folder):
     passage = text(5000, 60)
     (folder / "books" / "00.txt").write_text(f"{text(0)}\n{passage}")
@@ -149,7 +200,9 @@ def test_a_repeated_passage_is_cut_from_all_but_the_first(folder):
     assert found["00.txt"] == f"{text(0)}\n{passage}"
     assert found["99.txt"].split() == f"{text(99)}\n{text(98)}".split()
     card = json.loads((folder / "store" / "card.json").read_text())
-    assert card["repeats"] == {"words": 40, "documents": {"books": 1}}
+    cut = card["repeats"]["sources"]["books"]
+    assert cut["documents"] == 1
+    assert len(passage) <= cut["characters"] <= len(passage) + 2
 
 
 def texts(store, source: str) -> dict[str, str]:
@@ -179,8 +232,9 @@ def test_the_store_does_not_depend_on_who_builds_it(folder, monkeypatch):
 
 def test_beam_builds_the_same_store(folder):
     pytest.importorskip("apache_beam")
-    built(config(folder), folder / "here")
-    build(config(folder), folder / "beam", runner=Beam(), stage=quiet)
+    made = config(folder, repeated_words=40)
+    built(made, folder / "here")
+    build(made, folder / "beam", runner=Beam(), stage=quiet)
     assert digest(folder / "here") == digest(folder / "beam")
 
 
@@ -197,8 +251,8 @@ def test_a_build_that_is_killed_goes_on_and_ends_the_same(folder, monkeypatch):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not (folder / "store").exists()
-    (unfinished,) = folder.glob(".store.building-*")
-    cleaned = sorted((unfinished / "clean").glob("*.json"))
+    (unfinished,) = folder.glob(".store.building/*/clean")
+    cleaned = sorted(unfinished.glob("*.json"))
     before = [path.stat().st_mtime_ns for path in cleaned]
     seen = []
     monkeypatch.setattr(
@@ -209,7 +263,7 @@ def test_a_build_that_is_killed_goes_on_and_ends_the_same(folder, monkeypatch):
     assert len(before) >= 3
     assert seen == before  # what was done was not done again
     assert digest(folder / "whole") == digest(folder / "store")
-    assert not list(folder.glob(".store.building-*"))
+    assert not list(folder.glob(".store.building"))
 
 
 KILLED = f"""
@@ -231,9 +285,9 @@ here.built(here.config(Path(sys.argv[1])), Path(sys.argv[2]))
 
 def wait_for(folder: Path, process, *, seconds: float = 60) -> None:
     """Waits until one more shard is clean."""
-    before = len(list(folder.glob(".store.building-*/clean/*.json")))
+    before = len(list(folder.glob(".store.building/*/clean/*.json")))
     deadline = time.monotonic() + seconds
-    while len(list(folder.glob(".store.building-*/clean/*.json"))) <= before:
+    while len(list(folder.glob(".store.building/*/clean/*.json"))) <= before:
         assert process.poll() is None, "the build ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -277,6 +331,21 @@ def test_the_experiment_that_needs_no_files_builds(tmp_path):
     assert all(source.train.num_documents for source in store.sources)
 
 
+@pytest.mark.parametrize("lines", ["", '{"question": "too short"}', '{"q": "x"}', "{"])
+def test_an_evaluation_of_which_nothing_can_be_found_is_refused(folder, lines):
+    (folder / "test.jsonl").write_text(lines)
+    with pytest.raises(DataError, match=r"evaluations\.quiz"):
+        built(config(folder), folder / "store")
+
+
+def test_a_single_packed_text_is_no_bomb_either(folder, monkeypatch):
+    monkeypatch.setattr(records, "LONGEST_LINE", 1 << 20)
+    path = folder / "long.txt.gz"
+    path.write_bytes(gzip.compress(b"word " * (1 << 20)))
+    (found,) = records.read(list_files(path), whole_files=False)
+    assert found.problem == "more than 1 MB"
+
+
 def test_a_name_that_is_no_data_set_is_refused_with_the_nearest(folder):
     made = config(folder).sources["web"]
     sources = {"web": {**dataclasses.asdict(made), "path": "python_stdlb"}}
@@ -292,6 +361,10 @@ def test_a_name_that_is_no_data_set_is_refused_with_the_nearest(folder):
         ({"masks": ("mail",)}, "unknown mask 'mail'"),
         ({"uses": ("commercial",)}, r"web \(CC-BY-4.0\) does not allow commercial"),
         ({"removals": "/nowhere"}, "removals"),
+        ({"filters": {"length": {"least": "abc"}}}, "filters.length: .*abc"),
+        ({"filters": {"length": {"least": {1}}}}, "filters: .*what JSON can hold"),
+        ({"near_similarity": 1.0}, "near_similarity=1.0 must lie between"),
+        ({"validation_fraction": 1.0}, "leaves nothing to train on"),
     ],
 )
 def test_mistakes_are_named_before_any_work(folder, changes, told):

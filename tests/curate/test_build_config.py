@@ -42,6 +42,7 @@ def test_sources_may_be_added_and_other_keys_not():
         ({"path": ""}, r"sources\.a\.path is empty"),
         ({"licens": "x"}, r"unknown key sources\.a\.licens; did you mean .*licence"),
         ({"uses": ("comercial",)}, r"'comercial'; did you mean 'commercial'"),
+        ({"max_documents": 0}, r"sources\.a\.max_documents=0 must be 1 or more"),
         ({"max_documents": "3"}, r"sources\.a\.max_documents='3' must be a whole"),
     ],
 )
@@ -55,6 +56,7 @@ def test_a_wrong_source_is_named(source, told):
     [
         ({"sources": {}}, "sources is empty"),
         ({"sources": {"A b": {}}}, "source name 'A b'"),
+        ({"sources": {"train": {}}}, "cannot be called 'train'"),
         ({"near_similarity": 1.5}, "near_similarity=1.5 must lie"),
         ({"duplicates": ("extact",)}, "'extact'; did you mean 'exact'"),
         ({"vocab": 1}, "unknown key vocab; did you mean 'vocab_size'"),

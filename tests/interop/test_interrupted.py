@@ -37,6 +37,7 @@ def terminated(*_):
     raise Terminated
 
 signal.signal(signal.SIGTERM, terminated)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
 target, moments, argv = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
 for i, (owner, name) in enumerate(moments):
     for number in (signal.SIGINT, signal.SIGTERM):
