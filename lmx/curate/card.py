@@ -105,7 +105,8 @@ def make(
 
     `counts` are what the store holds of each source: rights, and for each split its
     documents, tokens and bytes. `facts` are the tallies and the evaluations. `cuts` say
-    what repeated passages cost each source; of the texts of `sample` languages and phrases are counted.
+    what repeated passages cost each source; of the texts of `sample` languages and
+    phrases are counted.
     """
     sources = {}
     for name, source in config.sources.items():

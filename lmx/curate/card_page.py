@@ -167,9 +167,7 @@ def _duplicates(duplicates: Mapping[str, Any]) -> str:
 
 
 def _evaluations(evaluations: Mapping[str, Any]) -> str:
-    rows = [
-        (name, one["texts"], one["too short"]) for name, one in evaluations.items()
-    ]
+    rows = [(name, one["texts"], one["too short"]) for name, one in evaluations.items()]
     head = ("evaluation", "texts", "too short to be found")
     return _table(head, rows) if rows else "<p>None.</p>"
 

@@ -157,9 +157,7 @@ def clean(
     path = folder / f"{shard.stem}.parquet"
     with (
         whole(path) as unfinished,
-        pyarrow.parquet.ParquetWriter(
-            unfinished, SCHEMA, compression="zstd"
-        ) as writer,
+        pyarrow.parquet.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer,
     ):
         for rows in _grouped(_kept(shard, source, cleaner, tally)):
             columns = list(zip(*rows, strict=True))
