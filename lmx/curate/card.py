@@ -51,13 +51,7 @@ def tallies(shards: Sequence[Shard], folder: Path) -> dict[str, dict[str, Any]]:
                 into[key] += entry[key]
             into["examples"] = (into["examples"] + entry["examples"])[:EXAMPLES]
     for tally in found.values():
-        for key in (
-            "records",
-            "documents_in",
-            "documents_out",
-            "bytes_in",
-            "bytes_out",
-        ):
+        for key in COUNTS:
             tally["counts"].setdefault(key, 0)
     return found
 
