@@ -119,7 +119,9 @@ def make(
         "evaluations": facts["evaluations"],
         "repeats": {
             "words": config.repeated_words,
-            "sources": {name: dict(count) for name, count in cuts.items() if +count},
+            "sources": {
+                name: dict(count) for name, count in cuts.items() if any(count.values())
+            },
         },
         "languages": languages(sample),
         "phrases": phrases(sample),
