@@ -25,7 +25,7 @@ COMMANDS = {
     "chat": ("lmx.run.chat_command", "talk to a model"),
     "embed": ("lmx.run.embed_command", "turn texts into vectors"),
     "export": ("lmx.run.export_command", "write a model for transformers or llama.cpp"),
-    "data": ("lmx.run.data_command", "show and trace what training reads"),
+    "data": ("lmx.run.data_command", "build, show and trace what training reads"),
     "tokenizer": ("lmx.run.tokenizer_command", "train tokenizers and compare them"),
     "config": ("lmx.run.config_command", "show, compare and explain options"),
 }

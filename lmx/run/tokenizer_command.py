@@ -1,12 +1,9 @@
-"""The command `lmx tokenizer`: it parses nothing but the action's name."""
+"""The command `lmx tokenizer` and its actions."""
 
 from __future__ import annotations
 
-import importlib
+from lmx.run.actions import run_action
 
-from lmx.core.errors import DONE, USAGE, pick
-
-# Action → (module with `main(argv)`, what it does). Modules load when they are run.
 ACTIONS = {
     "train": ("lmx.run.tokenizer_train", "learn a tokenizer from text and save it"),
     "compare": ("lmx.run.tokenizer_compare", "measure several on held-out text"),
@@ -27,10 +24,4 @@ example:
 
 def main(argv: list[str]) -> int:
     """Runs an action and returns its exit code."""
-    if not argv or argv[0] in ("-h", "--help"):
-        width = max(map(len, ACTIONS))
-        rows = [f"  {name:<{width}}  {text}" for name, (_, text) in ACTIONS.items()]
-        print(HELP.format(actions="\n".join(rows)))
-        return DONE if argv else USAGE
-    module, _ = pick(ACTIONS, argv[0], "action of lmx tokenizer")
-    return importlib.import_module(module).main(argv[1:])
+    return run_action(argv, ACTIONS, command="tokenizer", page=HELP)
