@@ -110,4 +110,5 @@ def test_other_values_out_of_range_are_named():
 def test_any_text_is_a_mixture_or_a_user_error(text, cap):
     config = dataclasses.replace(DataConfig(), mixture=(text,), max_epochs=(cap,))
     with contextlib.suppress(UserError):
-        plan(config, ROWS, seed=0, steps=5)
+        ids = plan(config, ROWS, seed=0, steps=5).rows(0, 5)
+        assert ((ids >= 0) & (ids < sum(ROWS.values()))).all()
