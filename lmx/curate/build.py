@@ -296,7 +296,7 @@ def _content(
         uses=source.uses,
         train=documents(False),
         validation=documents(True),
-        examples=examples is not None,
+        group=form.group if (form := FORMATS[source.format]) else 0,
     )
 
 

@@ -29,17 +29,22 @@ class Examples:
     def of(
         self, records: Iterable[tuple[str, str, str | None]]
     ) -> Iterator[tuple[str, str, Example]]:
-        """Yields (name, text, example) of (name, text, JSON of the fields)."""
+        """Yields (name, text, example) of (name, text, JSON of the fields).
+
+        The text of a record comes once, with the first of its examples.
+        """
         for name, text, fields in records:
             assert fields is not None
             self._seen += 1
             try:
-                example = self._encode(json.loads(fields))
+                examples = self._encode(json.loads(fields))
             except (DataError, UserError) as error:
                 self._tally.drop(REASON, name, why=str(error), text=text)
                 continue
             self._made += 1
-            yield name, text, example
+            for example in examples:
+                yield name, text, example
+                text = ""
 
     def settle(self, name: str, tally: dict[str, Any], *, bad_records: float) -> None:
         """Adds what was left out to the tally of the source called `name`.

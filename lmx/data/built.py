@@ -16,6 +16,7 @@ theirs. What the card says, and how documents were chosen, is not known here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -46,14 +47,15 @@ Progress = Callable[[str, str, int], None]
 class Content(NamedTuple):
     """What a build kept of a source; documents are read once.
 
-    They are (name, text), or (name, text, example) where `examples` is true.
+    They are (name, text); or (name, text, example) where `group`, which says how many
+    successive examples belong together, is above 0.
     """
 
     licence: str
     uses: tuple[str, ...]
     train: Documents
     validation: Documents
-    examples: bool = False
+    group: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +143,7 @@ def create(
                     partial / split / name,
                     documents,
                     tokenizer,
-                    examples=content.examples,
+                    group=content.group,
                     progress=progress,
                 )
         content_json, html = card(counts)
@@ -226,13 +228,15 @@ def _write_split(
     documents: Documents,
     tokenizer: Tokenizer,
     *,
-    examples: bool,
+    group: int,
     progress: Progress,
 ) -> dict[str, int]:
     """Writes a split of a source and returns its counts."""
     split, source = directory.parent.name, directory.name
     noted: Iterator[Any] = _noted(directory, documents, with_text=split == "validation")
-    write: Any = store.write_examples if examples else store.write_store
+    write: Any = store.write_store
+    if group:
+        write = functools.partial(store.write_examples, group=group)
     write(
         directory,
         noted,

@@ -65,6 +65,8 @@ class TokenStore:
     """How many tokens have a loss: of texts, all but the BOS of each document."""
     weights: np.ndarray | None = None
     """uint8 [T], the weight of each token in the loss; None is 1 for all but BOS."""
+    group: int = 1
+    """How many successive documents belong together: of preference pairs, two."""
 
     @property
     def num_tokens(self) -> int:
@@ -101,6 +103,7 @@ class TokenStore:
             pad_id=manifest["pad_id"],
             num_targets=manifest.get("targets", plain),
             weights=weights,
+            group=manifest.get("group", 1),
         )
 
 
@@ -126,11 +129,13 @@ def write_examples(
     examples: Iterable[Example],
     tokenizer: Tokenizer,
     *,
+    group: int = 1,
     progress: Progress = lambda done: None,
 ) -> None:
     """Writes examples, encoded with `tokenizer`, as `write_store` does texts.
 
     The weight of an example's first token is kept as 0, since nothing predicts it.
+    `group` says how many successive examples belong together.
     """
     directory.mkdir(parents=True)
     targets = 0
@@ -152,7 +157,7 @@ def write_examples(
         manifest = _write_tokens(directory, documents(), tokenizer, progress=progress)
         file.flush()
         os.fsync(file.fileno())
-    _write_about(directory, manifest | {"targets": targets}, tokenizer)
+    _write_about(directory, manifest | {"targets": targets, "group": group}, tokenizer)
 
 
 class _Document(NamedTuple):

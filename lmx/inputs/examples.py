@@ -50,7 +50,7 @@ class Example(NamedTuple):
 
 
 Record = Mapping[str, Any]
-Encoder = Callable[[Record], Example]
+Encoder = Callable[[Record], Sequence[Example]]
 
 
 class Format(NamedTuple):
@@ -59,15 +59,18 @@ class Format(NamedTuple):
     Attributes:
       fields: what a record has, in the order in which filters read it.
       problem: says why a record cannot be an example; None where it can.
-      encoder: of a tokenizer and its chat template. It raises a `DataError` for a
-        record that this tokenizer or template has nothing to learn of.
+      encoder: of a tokenizer and its chat template; of a record it makes one example or
+        several. It raises a `DataError` for a record that this tokenizer or template
+        has nothing to learn of.
       specials: what a tokenizer that is trained for it must have.
+      group: how many successive examples belong together: what is compared is two.
     """
 
     fields: tuple[str, ...]
     problem: Callable[[Record], str | None]
     encoder: Callable[[Tokenizer, ChatTemplate], Encoder]
     specials: tuple[str, ...] = ()
+    group: int = 1
 
 
 def chat_template(tokenizer: Tokenizer, source: str | None = None) -> ChatTemplate:
@@ -108,12 +111,12 @@ def _messages_problem(record: Record) -> str | None:
 
 
 def _messages(tokenizer: Tokenizer, template: ChatTemplate) -> Encoder:
-    def encode(record: Record) -> Example:
+    def encode(record: Record) -> list[Example]:
         messages = record["messages"]
         turns = [index for index, message in enumerate(messages) if learned(message)]
         bare = [{k: m[k] for k in m if k != "weight"} for m in messages]
         ids, weights = encode_turns(template, tokenizer, bare, learned=turns)
-        return _example(tokenizer, ids, weights)
+        return [_example(tokenizer, ids, weights)]
 
     return encode
 
@@ -130,14 +133,14 @@ def _pair_problem(first: str, second: str) -> Callable[[Record], str | None]:
 def _prompt_completion(tokenizer: Tokenizer, template: ChatTemplate) -> Encoder:
     del template  # a completion is no turn
 
-    def encode(record: Record) -> Example:
+    def encode(record: Record) -> list[Example]:
         parts = [(record["prompt"], 0), (record["completion"], 1)]
         ids, weights = encode_parts(tokenizer.encode, parts, tokenizer=tokenizer)
         first = list(tokenizer.prefix_ids)
         if not first and weights[0]:
             first = [tokenizer.bos_id]  # what is learned follows something
         ids = [*first, *ids, tokenizer.eos_id]
-        return _example(tokenizer, ids, [*([0] * len(first)), *weights, 1])
+        return [_example(tokenizer, ids, [*([0] * len(first)), *weights, 1])]
 
     return encode
 
@@ -145,7 +148,7 @@ def _prompt_completion(tokenizer: Tokenizer, template: ChatTemplate) -> Encoder:
 def _translation(tokenizer: Tokenizer, template: ChatTemplate) -> Encoder:
     encode = _prompt_completion(tokenizer, template)
 
-    def translate(record: Record) -> Example:
+    def translate(record: Record) -> Sequence[Example]:
         prompt = (
             f"{record['source_language']}: {record['source']}\n"
             f"{record['target_language']}:"
@@ -170,7 +173,7 @@ def _infill(tokenizer: Tokenizer, template: ChatTemplate) -> Encoder:
         )
     before, after, middle = (ids_of[name] for name in found[0])
 
-    def encode(record: Record) -> Example:
+    def encode(record: Record) -> list[Example]:
         text = record["text"]
         kind, first, last = _cuts(text)
         parts = [text] if not kind else [text[:first], text[last:], text[first:last]]
@@ -182,7 +185,7 @@ def _infill(tokenizer: Tokenizer, template: ChatTemplate) -> Encoder:
         else:
             body = ids[0]
         whole = [tokenizer.bos_id, *body, tokenizer.eos_id]
-        return Example(whole, [0, *[1] * (len(whole) - 1)], len(text.encode()))
+        return [Example(whole, [0, *[1] * (len(whole) - 1)], len(text.encode()))]
 
     return encode
 

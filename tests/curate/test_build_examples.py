@@ -101,7 +101,7 @@ def test_a_store_holds_what_the_encoders_give(tmp_path, sources):
                 assert tokens.num_documents == len(names) > 0
                 for number, name in enumerate(names):
                     record = records[source.name][int(name.split("#")[1]) - 1]
-                    expected = encode(record)
+                    (expected,) = encode(record)
                     start, stop = tokens.offsets[number : number + 2]
                     assert tokens.document(number).tolist() == list(expected.ids)
                     found = tokens.weights[start:stop].tolist()

@@ -108,7 +108,7 @@ def test_transformers_masks_the_same_tokens_of_conversations(gguf):
                 return_dict=True,
                 return_assistant_tokens_mask=True,
             )
-            example = encode({"messages": answered})
+            (example,) = encode({"messages": answered})
             assert list(example.ids) == expected["input_ids"]
             assert list(example.weights) == expected["assistant_masks"]
             assert 0 < sum(example.weights) < len(example.ids)
