@@ -11,25 +11,12 @@ from lmx.interop.hf_config import read_config
 from lmx.interop.hf_families import FAMILIES
 from lmx.interop.pretrained import open_pretrained
 
+from .conftest import LENGTH, LLAMA3, YARN
+
 pytest.importorskip("torch", reason="the reference is torch's (Python 3.11)")
 transformers = pytest.importorskip("transformers")
 
 ENCODERS = ("bert",)  # tried in test_encoder.py
-LENGTH = 48
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 500.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 12,
-}
 
 
 def test_every_family_is_tried(cases):
