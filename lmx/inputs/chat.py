@@ -12,20 +12,24 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import os
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lmx.core import errors
 
 START_SECONDS = 60.0  # of a new process, on a machine that is busy
 KEPT_VARIABLES = ("TZ", "TZDIR", "LANG", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+READ_BYTES = 1 << 16
 REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -200,37 +204,56 @@ class _Worker:
         self, process: subprocess.Popen[bytes], line: bytes, seconds: float
     ) -> dict[str, Any]:
         """Sends a line and returns the one that answers it, within `seconds`."""
-        assert process.stdin is not None
-        assert process.stdout is not None
-        expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            process.kill()  # its pipes end, and so do the calls below
-
-        timer = threading.Timer(seconds, expire)
-        timer.daemon = True
-        timer.start()
-        answer = b""
+        deadline = time.monotonic() + seconds
         try:
-            process.stdin.write(line)
-            process.stdin.flush()
-            answer = process.stdout.readline(self._answer_bytes)
-        except OSError:  # it ended before it had read all
-            pass
-        finally:
-            timer.cancel()
-            timer.join()  # or it could end the next rendering
-        if answer.endswith(b"\n"):
-            return json.loads(answer.decode("utf-8", "surrogatepass"))
-        if expired.is_set():
+            _send(process.stdin, line, deadline)
+            answer = _receive(process.stdout, deadline, most=self._answer_bytes)
+        except TimeoutError:
             raise _Stopped(
                 f"was not done after {seconds:g} s and was stopped; a sound one takes "
                 "milliseconds: use another template"
-            )
+            ) from None
+        if answer.endswith(b"\n"):
+            return json.loads(answer.decode("utf-8", "surrogatepass"))
         if answer:
             raise _Stopped(f"answered more than {self._answer_bytes} bytes")
         raise _Stopped(_cause(process.wait()))
+
+
+def _send(pipe: IO[bytes] | None, content: bytes, deadline: float) -> None:
+    """Writes to a pipe that does not block; raises TimeoutError past the deadline."""
+    assert pipe is not None
+    left = memoryview(content)
+    while left:
+        _wait(pipe, select.POLLOUT, deadline)
+        try:
+            left = left[os.write(pipe.fileno(), left) :]
+        except BlockingIOError:  # less room than a whole write needs
+            continue
+        except OSError:  # it ended before it had read all
+            return
+
+
+def _receive(pipe: IO[bytes] | None, deadline: float, *, most: int) -> bytes:
+    """Returns a line, or less where the pipe ends or the line has `most` bytes."""
+    assert pipe is not None
+    answer = bytearray()
+    while not answer.endswith(b"\n") and len(answer) < most:
+        _wait(pipe, select.POLLIN, deadline)
+        chunk = os.read(pipe.fileno(), READ_BYTES)
+        if not chunk:
+            return b""
+        answer += chunk
+    return bytes(answer)
+
+
+def _wait(pipe: IO[bytes], event: int, deadline: float) -> None:
+    """Returns once a pipe can be used, or has ended."""
+    poll = select.poll()
+    poll.register(pipe, event)
+    left = max(0.0, deadline - time.monotonic())
+    if not poll.poll(math.ceil(1000 * left)):
+        raise TimeoutError
 
 
 def _cause(code: int) -> str:
@@ -259,8 +282,9 @@ def _start() -> subprocess.Popen[bytes]:
     try:
         # Without a preexec_fn no Python runs between fork and exec, where JAX's
         # threads would hold their locks for ever.
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
+            bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -273,6 +297,10 @@ def _start() -> subprocess.Popen[bytes]:
             f"cannot start {sys.executable!r} to render a chat template: {error}; "
             "free some memory or processes"
         ) from error
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        os.set_blocking(pipe.fileno(), False)  # who waits here looks at the clock
+    return process
 
 
 def _checked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -144,7 +144,8 @@ class Tokenizer:
         `chat_tokens.py` keeps the two apart.
         """
         _refuse_surrogates(text)
-        return self._markup_backend.encode(text, add_special_tokens=False).ids
+        backend = self._markup_backend  # of one text, the fast way is the batch's
+        return backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     @functools.cached_property
     def _markup_backend(self) -> tokenizers.Tokenizer:
