@@ -264,7 +264,11 @@ def write(
             for name, source in config.sources.items()
             if (form := FORMATS[source.format]) is not None
         }
-        chats = any(one.format == "messages" for one in config.sources.values())
+        chats = any(
+            form is not None and form.messages
+            for source in config.sources.values()
+            for form in [FORMATS[source.format]]
+        )
         built.create(
             out,
             tokenizer,

@@ -40,7 +40,7 @@ class SourceConfig:
     format: str = knob(
         "text",
         "'text', or what the records are examples of, with a loss on a part of them: "
-        "'messages', 'prompt_completion', 'translation', 'infill'.",
+        "'messages', 'prompt_completion', 'translation', 'infill', 'preference'.",
     )
     fields: dict[str, str] = dataclasses.field(
         default_factory=dict,

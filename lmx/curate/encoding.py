@@ -12,7 +12,7 @@ from typing import Any
 
 from lmx.core.errors import DataError, UserError
 from lmx.curate.clean import Tally
-from lmx.inputs.examples import Encoder, Example
+from lmx.inputs.example import Encoder, Example
 
 REASON = "no example"
 

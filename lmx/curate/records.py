@@ -19,7 +19,7 @@ from lmx.core.errors import DataError, did_you_mean
 from lmx.data import files
 from lmx.data.files import FileEntry
 from lmx.data.sources import Source, open_source
-from lmx.inputs.examples import Format
+from lmx.inputs.example import Format
 
 SHARD_BYTES = 32 << 20
 LONGEST_LINE = 64 << 20
@@ -120,15 +120,20 @@ def example(
     """Returns the fields of an example, and the text that filters read of it.
 
     A field is its template filled in with the record's texts, each of them tidied; one
-    without a template is the record's of its name. Raises as `render` does.
+    without a template is the record's of its name. Messages stay a list where nothing
+    stands beside them. Raises as `render` does.
     """
     found: dict[str, Any] = {}
     views = []
     for name in form.fields:
+        if name in form.optional and name not in {*templates, *fields}:
+            continue
         template = templates.get(name, f"{{{name}}}")
         used = {key: _tidied(fields[key], tidy) for key in FIELD.findall(template)}
         text = render(template, used)
-        found[name] = used[template[1:-1]] if name == "messages" else text
+        value = used.get(template[1:-1])
+        kept = name in form.messages and isinstance(value, list)
+        found[name] = value if kept else text
         if used:  # what is the same in all records is not the record's
             views.append(text)
     return found, "\n".join(views)

@@ -8,6 +8,9 @@ than a row is cut as 'document' does: full rows, and a rest that is packed. Rows
 filled from a window of so many examples, so neighbours in the store stay near; in a row
 they are in the order of the store.
 
+Examples that belong together, such as a preference pair, are placed as one: they follow
+each other in a row, as segments 2k-1 and 2k. Groups longer than a row are left out.
+
 The plan depends on the lengths alone, and takes O(n log n): examples of one length are
 placed together. It holds 20 bytes an example; no order, no step is known here.
 """
@@ -38,11 +41,13 @@ class BestFit:
         pad_id: int,
         weights: np.ndarray | None = None,
         packing: str = "best_fit",
+        group: int = 1,
         window: int = WINDOW,
     ):
         """Takes tokens [T] and the examples' starts in it, then T: offsets [n + 1].
 
-        `weights`, uint8 [T], is of each token as a target; None is 1.
+        `weights`, uint8 [T], is of each token as a target; None is 1. Of examples
+        `group` belong together.
         """
         if context_length < 1:
             raise errors.UserError(
@@ -51,25 +56,30 @@ class BestFit:
         assert packing == "best_fit"
         self._tokens, self._weights, self._offsets = tokens, weights, offsets
         self._length, self._pad_id = context_length, pad_id
-        starts, lengths = pieces(offsets, context_length)
-        placed, firsts = [], [np.zeros(1, np.int64)]
-        for begin in range(0, len(lengths), window):
-            rows = best_fit(lengths[begin : begin + window], context_length)
-            placed.append(begin + np.argsort(rows, kind="stable"))
-            counts = np.bincount(rows)
-            firsts.append(firsts[-1][-1] + np.cumsum(counts))
-        order = np.concatenate([*placed, NO_ROWS])
+        self._group, self._left_out = group, 0
+        if group == 1:
+            starts, lengths = pieces(offsets, context_length)
+            sizes = lengths
+        else:
+            starts, lengths = members(offsets, group, context_length)
+            sizes = lengths.reshape(-1, group).sum(axis=1)
+            self._left_out = len(offsets) // group - len(sizes)
+        order, firsts = plan(sizes, context_length, window=window)
+        order = (order[:, None] * group + np.arange(group)).ravel()
         self._starts, self._lengths = starts[order], lengths[order].astype(np.int32)
         # Row r has the pieces from self._firsts[r] to self._firsts[r + 1].
-        self._firsts = np.concatenate([firsts[0], *firsts[1:]])
+        self._firsts = firsts * group
         self.num_rows = len(self._firsts) - 1
 
     @property
     def waste(self) -> Waste:
         """What the rows cost beyond the tokens they predict."""
         used = int(self._lengths.sum(dtype=np.int64))
+        padding = self.num_rows * self._length - used
+        if self._group > 1:
+            return Waste(padding, 0, self._left_out)
         cut = int(np.count_nonzero(np.diff(self._offsets) - 1 > self._length))
-        return Waste(self.num_rows * self._length - used, cut)
+        return Waste(padding, cut)
 
     def batch(self, rows: np.ndarray) -> Batch:
         """Returns the rows, int64 [B], as a batch; a row below 0 is all padding."""
@@ -132,6 +142,35 @@ def pieces(offsets: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     before = np.cumsum(counts) - counts
     within = (np.arange(len(example)) - before[example]) * length
     return offsets[example] + within, np.minimum(targets[example] - within, length)
+
+
+def members(
+    offsets: np.ndarray, group: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns start and length, as `pieces` does, of examples whose group fits a row.
+
+    `group` successive examples are one; one without a target has its place among them.
+    """
+    starts = offsets[:-1].reshape(-1, group)
+    targets = np.maximum(np.diff(offsets) - 1, 0).reshape(-1, group)
+    total = targets.sum(axis=1)
+    fits = (total > 0) & (total <= length)
+    return starts[fits].ravel(), targets[fits].ravel()
+
+
+def plan(
+    lengths: np.ndarray, size: int, *, window: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the pieces in the order of the rows, and where each row starts, then all.
+
+    Rows have room for `size`, and are filled from so many neighbours as `window` says.
+    """
+    placed, firsts = [NO_ROWS], [np.zeros(1, np.int64)]
+    for begin in range(0, len(lengths), window):
+        rows = best_fit(lengths[begin : begin + window], size)
+        placed.append(begin + np.argsort(rows, kind="stable"))
+        firsts.append(firsts[-1][-1] + np.cumsum(np.bincount(rows)))
+    return np.concatenate(placed), np.concatenate(firsts)
 
 
 def best_fit(lengths: np.ndarray, size: int) -> np.ndarray:

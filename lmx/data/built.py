@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from lmx.core import errors
 from lmx.data import store
 from lmx.data.store import TokenStore
-from lmx.inputs.examples import Example
+from lmx.inputs.example import Example
 from lmx.inputs.tokenizers import Tokenizer
 
 KIND = "mix"

@@ -22,6 +22,8 @@ from lmx.data.recipe import plan
 from lmx.data.rows import Rows
 from lmx.inputs.tokenizers import Tokenizer
 
+MOST_LEFT_OUT = 0.1  # of all pairs, for being longer than a row
+
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
@@ -57,6 +59,7 @@ class Corpus:
     def train_batches(self) -> Batches:
         """Returns the training batches that the config asks for."""
         rows = self._train_rows
+        self._check_left_out(rows)
         if not len(rows):
             raise errors.DataError("there are no tokens; set data.path to more text")
         return Batches(
@@ -87,6 +90,21 @@ class Corpus:
             return rows.ids_in_order(size)
         sample = Mixture({"all": len(rows)}, seed=self.seed, shuffle="epoch")
         return np.split(sample.rows(0, count * size), count)
+
+    def _check_left_out(self, rows: Rows) -> None:
+        """Raises a `UserError` where so many pairs do not fit that others are learned.
+
+        Those that are left out are the long ones: many of them are another data set.
+        """
+        groups = sum(s.train.num_documents // s.train.group for s in self.sources)
+        left_out = rows.waste.left_out
+        if left_out > MOST_LEFT_OUT * groups:
+            raise errors.UserError(
+                f"{left_out:,} of {groups:,} pairs are longer than a row of "
+                f"model.context_length={self.context_length}, more than "
+                f"{MOST_LEFT_OUT:.0%}; raise it (a row holds both sides), or build "
+                "the store with filters={'length': …}"
+            )
 
     def _rows(self, stores: dict[str, Any]) -> Rows:
         return Rows(

@@ -19,10 +19,14 @@ Packing = Literal["concat", "document", "best_fit"]
 
 
 class Waste(NamedTuple):
-    """What rows cost: positions of padding, and documents that do not fit in one."""
+    """What rows cost: positions of padding, and documents that do not fit in one.
+
+    These are cut; groups of what belongs together are left out.
+    """
 
     padding: int
     cut: int
+    left_out: int = 0
 
 
 class Packer:

@@ -6,7 +6,9 @@ a row of one store is in `packing`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +69,7 @@ class Rows:
     def waste(self) -> Waste:
         """What the rows of all stores cost beyond the tokens they predict."""
         parts = [one.waste for one in self._packers]
-        return Waste(sum(p.padding for p in parts), sum(p.cut for p in parts))
+        return Waste(*map(sum, zip(*parts, strict=True)))
 
     def documents(self, row: int) -> Sequence[int]:
         """Returns the numbers, in their store, of the documents of a row."""
@@ -85,16 +87,22 @@ def packer(
     store: TokenStore, *, context_length: int, packing: Packing
 ) -> Packer | BestFit:
     """Returns what cuts a store into rows."""
-    kinds: dict[str, type[Packer] | type[BestFit]] = {
+    options: dict[str, Any] = {
+        "context_length": context_length,
+        "packing": packing,
+        "pad_id": store.pad_id,
+        "weights": store.weights,
+    }
+    kinds: dict[str, Callable[..., Packer | BestFit]] = {
         "concat": Packer,
         "document": Packer,
-        "best_fit": BestFit,
+        "best_fit": functools.partial(BestFit, group=store.group),
     }
-    return errors.pick(kinds, packing, "packing")(
-        store.tokens,
-        store.offsets,
-        context_length=context_length,
-        packing=packing,
-        pad_id=store.pad_id,
-        weights=store.weights,
-    )
+    kind = errors.pick(kinds, packing, "packing")
+    if store.group > 1 and packing != "best_fit":
+        raise errors.UserError(
+            f"data.packing={packing!r} would part examples of which {store.group} "
+            "belong together, as preference pairs do; set data.packing='best_fit' "
+            "(--packing=best_fit)"
+        )
+    return kind(store.tokens, store.offsets, **options)

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmx.core import errors
-from lmx.inputs.examples import Example
+from lmx.inputs.example import Example
 from lmx.inputs.tokenizers import Tokenizer
 
 FORMAT = 1
@@ -157,6 +157,8 @@ def write_examples(
         manifest = _write_tokens(directory, documents(), tokenizer, progress=progress)
         file.flush()
         os.fsync(file.fileno())
+    if manifest["documents"] % group:
+        raise ValueError(f"{manifest['documents']} examples are not groups of {group}")
     _write_about(directory, manifest | {"targets": targets, "group": group}, tokenizer)
 
 

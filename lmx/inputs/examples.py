@@ -6,8 +6,9 @@
     prompt_completion  prompt, completion                      the completion
     translation        source, target, and their languages     the target
     infill             text                                    all, its middle last
+    preference         prompt, chosen, rejected                both completions
 
-A `Format` knows which fields it takes, what is wrong with a record before there is a
+A format knows which fields it takes, what is wrong with a record before there is a
 tokenizer, and how to encode one. Which record has which field, and what becomes of an
 example, is not known here.
 """
@@ -15,12 +16,21 @@ example, is not known here.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
-from lmx.core.errors import DataError, UserError
+from lmx.core.errors import UserError
 from lmx.inputs.chat import ChatTemplate
-from lmx.inputs.chat_tokens import encode_parts, encode_turns
+from lmx.inputs.example import (
+    Encoder,
+    Example,
+    Format,
+    Record,
+    complete,
+    converse,
+    message_problem,
+    says_something,
+)
+from lmx.inputs.preference import PREFERENCE
 from lmx.inputs.tokenizers import Tokenizer
 
 INFILL_SPECIALS = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
@@ -39,40 +49,6 @@ PLAIN_TEMPLATE = (
 )
 
 
-class Example(NamedTuple):
-    """One whole example; its first token is context and is never predicted."""
-
-    ids: Sequence[int]
-    weights: Sequence[int]
-    """Of each id as a target: 0 is context, 1 is learned; at most 255."""
-    size: int
-    """UTF-8 bytes of the text that is learned: what bits per byte are per."""
-
-
-Record = Mapping[str, Any]
-Encoder = Callable[[Record], Sequence[Example]]
-
-
-class Format(NamedTuple):
-    """One kind of record.
-
-    Attributes:
-      fields: what a record has, in the order in which filters read it.
-      problem: says why a record cannot be an example; None where it can.
-      encoder: of a tokenizer and its chat template; of a record it makes one example or
-        several. It raises a `DataError` for a record that this tokenizer or template
-        has nothing to learn of.
-      specials: what a tokenizer that is trained for it must have.
-      group: how many successive examples belong together: what is compared is two.
-    """
-
-    fields: tuple[str, ...]
-    problem: Callable[[Record], str | None]
-    encoder: Callable[[Tokenizer, ChatTemplate], Encoder]
-    specials: tuple[str, ...] = ()
-    group: int = 1
-
-
 def chat_template(tokenizer: Tokenizer, source: str | None = None) -> ChatTemplate:
     """Returns the chat template of a tokenizer: `source`, or a plain one."""
     return ChatTemplate(
@@ -82,43 +58,21 @@ def chat_template(tokenizer: Tokenizer, source: str | None = None) -> ChatTempla
     )
 
 
-def learned(message: Mapping[str, Any]) -> bool:
-    """Returns whether a turn is: an assistant's, but where its 'weight' is 0."""
-    return message["role"] == "assistant" and message.get("weight") != 0
-
-
 def _text_problem(record: Record) -> str | None:
     return None if record["text"].strip() else "no text"
 
 
 def _messages_problem(record: Record) -> str | None:
     messages = record["messages"]
-    if not isinstance(messages, list) or not messages:
-        return "messages is not a list of messages"
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            return f"messages[{index}] has no role and content that are text"
-        weight = message.get("weight")
-        if weight not in (None, 0, 1):
-            return f"messages[{index}] has weight {weight!r:.20}, not 0 or 1"
-        if weight and message["role"] != "assistant":
-            return f"messages[{index}] has weight 1, and only assistants are learned"
-    if not any(learned(m) and m["content"].strip() for m in messages):
+    if (problem := message_problem(messages, name="messages")) is not None:
+        return problem
+    if not says_something(messages):
         return "no assistant turn with a loss: nothing is learned"
     return None
 
 
 def _messages(tokenizer: Tokenizer, template: ChatTemplate) -> Encoder:
-    def encode(record: Record) -> list[Example]:
-        messages = record["messages"]
-        turns = [index for index, message in enumerate(messages) if learned(message)]
-        bare = [{k: m[k] for k in m if k != "weight"} for m in messages]
-        ids, weights = encode_turns(template, tokenizer, bare, learned=turns)
-        return [_example(tokenizer, ids, weights)]
-
-    return encode
+    return lambda record: [converse(tokenizer, template, record["messages"])]
 
 
 def _pair_problem(first: str, second: str) -> Callable[[Record], str | None]:
@@ -132,17 +86,7 @@ def _pair_problem(first: str, second: str) -> Callable[[Record], str | None]:
 
 def _prompt_completion(tokenizer: Tokenizer, template: ChatTemplate) -> Encoder:
     del template  # a completion is no turn
-
-    def encode(record: Record) -> list[Example]:
-        parts = [(record["prompt"], 0), (record["completion"], 1)]
-        ids, weights = encode_parts(tokenizer.encode, parts, tokenizer=tokenizer)
-        first = list(tokenizer.prefix_ids)
-        if not first and weights[0]:
-            first = [tokenizer.bos_id]  # what is learned follows something
-        ids = [*first, *ids, tokenizer.eos_id]
-        return [_example(tokenizer, ids, [*([0] * len(first)), *weights, 1])]
-
-    return encode
+    return lambda r: [complete(tokenizer, r["prompt"], r["completion"])]
 
 
 def _translation(tokenizer: Tokenizer, template: ChatTemplate) -> Encoder:
@@ -203,19 +147,11 @@ def _cuts(text: str) -> tuple[str, int, int]:
     return ("suffix" if drawn[3] % 2 else "prefix"), first, last
 
 
-def _example(
-    tokenizer: Tokenizer, ids: Sequence[int], weights: Sequence[int]
-) -> Example:
-    """Returns the example; raises a `DataError` where nothing of it is learned."""
-    if not any(weights[1:]):
-        raise DataError("no token has a loss: nothing is learned")
-    said = [index for index, weight in zip(ids, weights, strict=True) if weight]
-    return Example(ids, weights, len(tokenizer.decode(said).encode()))
-
-
 FORMATS: dict[str, Format | None] = {
     "text": None,  # a document of the store as it is
-    "messages": Format(("messages",), _messages_problem, _messages),
+    "messages": Format(
+        ("messages",), _messages_problem, _messages, messages=("messages",)
+    ),
     "prompt_completion": Format(
         ("prompt", "completion"),
         _pair_problem("prompt", "completion"),
@@ -227,4 +163,5 @@ FORMATS: dict[str, Format | None] = {
         _translation,
     ),
     "infill": Format(("text",), _text_problem, _infill, INFILL_SPECIALS),
+    "preference": PREFERENCE,
 }

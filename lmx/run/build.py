@@ -31,7 +31,7 @@ from lmx.parallel.rules import RULES
 from lmx.run.start import start_params
 from lmx.training.losses import vocabulary_pieces
 from lmx.training.metrics import WRITERS
-from lmx.training.objective import OBJECTIVES, Objective
+from lmx.training.objective import OBJECTIVES, Objective, check_groups
 from lmx.training.optimizers import Optimizer, make_optimizer
 from lmx.training.state import TrainState, init_state, state_of
 from lmx.training.step import eval_step, train_step
@@ -135,6 +135,9 @@ def build(
     )
     model = architecture(config, corpus.tokenizer.vocab_size)
     config = dataclasses.replace(config, model=model)
+    objective = make_objective(config, model)
+    groups = {source.name: source.train.group for source in corpus.sources}
+    check_groups(objective, groups, name=config.objective.name)
     partition = Partition(mesh, pick(RULES, config.parallel.rules, "rules"))
     boxed = abstract_params(model)
     pieces = config.optim.accumulate_steps or 1
@@ -150,7 +153,7 @@ def build(
         model=model,
         corpus=corpus,
         partition=partition,
-        objective=make_objective(config, model),
+        objective=objective,
         optimizer=optimizer,
         abstract_state=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

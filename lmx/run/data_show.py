@@ -7,6 +7,7 @@ training uses. How it looks is in `row_text`.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,8 @@ from lmx.core.config import freeze
 from lmx.core.errors import DONE, UserError, pick
 from lmx.core.model_schema import ModelConfig
 from lmx.core.schema import DataConfig
-from lmx.data.built import SPLITS, is_built, open_built
+from lmx.data.built import SPLITS, SourceStores, is_built, open_built
+from lmx.data.packing import Packing
 from lmx.data.pipeline import prepare
 from lmx.data.rows import Rows
 from lmx.run.arguments import Parser, experiment_config
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> int:
     add("--source", metavar="NAME", help="count rows in this source alone")
     add("--split", help="train (default) or validation")
     add("--length", type=int, help="tokens of a row (default 256)")
-    add("--packing", help="concat (default), document or best_fit")
+    add("--packing", help="concat (default), document or best_fit (of pairs)")
     add("--config", metavar="FILE[:VARIANT]", help="experiment file, in place of STORE")
     add("--step", type=int, help="which step, as in metrics.jsonl: the first is 1")
     options, overrides = parser.parse_with_overrides(argv)
@@ -86,7 +88,7 @@ def show_row(console: Console, options: argparse.Namespace) -> None:
     rows = Rows(
         {name: getattr(source, split) for name, source in sources.items()},
         context_length=ModelConfig().context_length if length is None else length,
-        packing=options.packing or DataConfig().packing,
+        packing=options.packing or default_packing(sources.values(), split),
     )
     row = options.row or 0
     if not 0 <= row < len(rows):
@@ -104,7 +106,15 @@ def show_row(console: Console, options: argparse.Namespace) -> None:
     shown = [names[number] for number in held[:3]]
     more = f" and {len(held) - 3} more" if len(held) > 3 else ""
     console.print(visible(f"{', '.join(shown)}{more}"), end="\n\n")
+    if rows.waste.left_out:
+        console.print(f"{rows.waste.left_out:,} pairs are longer than a row: left out")
     console.print(row_text(console, batch, 0, tokenizer=built.tokenizer))
+
+
+def default_packing(sources: Iterable[SourceStores], split: str) -> Packing:
+    """Returns the packing of training, or the one that keeps pairs together."""
+    grouped = any(getattr(source, split).group > 1 for source in sources)
+    return "best_fit" if grouped else DataConfig().packing
 
 
 def show_step(console: Console, options: argparse.Namespace, overrides: list) -> None:

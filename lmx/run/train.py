@@ -282,10 +282,12 @@ def packing_line(corpus) -> str:
     positions, waste = len(rows) * corpus.context_length, rows.waste
     if corpus.config.packing == "concat":
         return ""
-    cut = f", {waste.cut:,} longer than a row are cut" if waste.cut else ""
+    told = f", {waste.cut:,} longer than a row are cut" if waste.cut else ""
+    if waste.left_out:
+        told += f", {waste.left_out:,} pairs longer than a row are left out"
     return (
         f"        {len(rows):,} rows of {corpus.config.packing!r} packing, "
-        f"{1 - waste.padding / positions:.1%} full{cut}"
+        f"{1 - waste.padding / positions:.1%} full{told}"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 
+from lmx.core.errors import UserError
 from lmx.core.model_schema import Architecture
 from lmx.core.schema import ObjectiveConfig
 from lmx.inputs.batch import Batch
@@ -37,7 +38,13 @@ class Losses(NamedTuple):
 
 
 class Objective(Protocol):
-    """A loss over a batch."""
+    """A loss over a batch.
+
+    Attributes:
+      group: how many successive segments of a row it compares: pairs are 2.
+    """
+
+    group: int
 
     def __call__(self, params: Any, batch: Batch) -> Losses: ...
 
@@ -46,6 +53,8 @@ class NextToken:
     """Cross-entropy of the next token, plus z_loss · log²Z (Chowdhery et al. 2022,
     arXiv:2204.02311, section 5), plus the losses of routers where there are any.
     """
+
+    group = 1
 
     def __init__(self, model: Architecture, config: ObjectiveConfig):
         check_causal(model, "objective.name='next_token'")
@@ -81,6 +90,30 @@ class NextToken:
             values_BL += self.config.router_z_loss * router.z
             metrics["load_balance"] = router.balance
         return Losses(values_BL, batch.loss_weights, metrics)
+
+
+def check_groups(objective: Objective, groups: Mapping[str, int], *, name: str) -> None:
+    """Raises a `UserError` unless the examples of all sources are what it compares.
+
+    `groups` says of each source how many examples belong together, `name` is that of
+    the objective.
+    """
+    wrong = {source: n for source, n in groups.items() if n != objective.group}
+    if not wrong:
+        return
+    source, count = next(iter(wrong.items()))
+    if objective.group == 1:
+        remedy = (
+            "it would learn to write the rejected ones too; build the source as "
+            "format='prompt_completion' with fields={'completion': '{chosen}'}"
+        )
+    else:
+        remedy = "build it with format='preference'"
+    found = "groups of" if count > 1 else "single ones, not groups of"
+    raise UserError(
+        f"objective.name={name!r} does not take the examples of source {source!r}, "
+        f"{found} {max(count, objective.group)}: {remedy}, or leave it out of the store"
+    )
 
 
 OBJECTIVES = {"next_token": NextToken}

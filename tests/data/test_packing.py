@@ -141,6 +141,50 @@ def test_no_segment_spans_two_documents(lengths, length, packing):
         assert len(pairs) == len({number for _, number in pairs})
 
 
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.tuples(*[st.integers(2, 9)] * 3), min_size=1, max_size=9),
+    length=st.integers(2, 25),
+    group=st.sampled_from([1, 3]),
+)
+def test_what_belongs_together_is_in_one_row_or_left_out(lengths, length, group):
+    """The reference places group by group, each as one part."""
+    flat = [size for sizes in lengths for size in sizes]
+    tokens, offsets = _stream(flat)
+    if group == 1:  # then they are cut, not left out
+        length = max(length, 8)
+    packer = BestFit(tokens, offsets, context_length=length, pad_id=PAD, group=group)
+    units, left_out = [], 0
+    for first in range(0, len(flat), group):
+        members = range(first, first + group)
+        size = sum(flat[m] - 1 for m in members)
+        if size > length:
+            left_out += 1
+        else:
+            units.append([(m, size) for m in members])
+    rows: list[list] = []
+    for unit in sorted(units, key=lambda unit: -unit[0][1]):
+        rooms = [
+            (length - sum(group_[0][1] for group_ in row), n)
+            for n, row in enumerate(rows)
+        ]
+        fits = [room for room in rooms if room[0] >= unit[0][1]]
+        rows[min(fits)[1]].append(unit) if fits else rows.append([unit])
+    expected = [[m for unit in sorted(row) for m, _ in unit] for row in rows]
+    assert packer.num_rows == len(expected)
+    assert [packer.documents(row) for row in range(len(rows))] == expected
+    assert packer.waste.left_out == left_out
+    assert packer.waste.cut == 0
+    batch = packer.batch(np.arange(len(rows)))
+    assert packer.waste.padding == np.count_nonzero(batch.segment_ids == 0)
+    for row, examples in enumerate(expected):
+        for segment, example in enumerate(examples, start=1):
+            mine = batch.segment_ids[row] == segment
+            whole = tokens[offsets[example] : offsets[example + 1]]
+            assert batch.tokens[row][mine].tolist() == whole[:-1].tolist()
+            assert batch.targets[row][mine].tolist() == whole[1:].tolist()
+
+
 def test_types_and_shapes_are_those_of_the_contract():
     batch = _packer([5, 9, 4], 6, "concat").batch(np.array([0, 2]))
     assert {field.shape for field in batch} == {(2, 6)}

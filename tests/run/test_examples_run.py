@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from lmx.api import load
 from lmx.core.config import default_config, freeze
+from lmx.core.errors import UserError
 from lmx.curate.build import build
 from lmx.curate.config import build_config, default_build_config
 from lmx.curate.runner import Processes
 from lmx.data.built import open_built
+from lmx.data.pipeline import prepare
 from lmx.inputs.examples import PLAIN_TEMPLATE
-from lmx.run.train import train
+from lmx.run.train import packing_line, train
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("examples")
-    chats = [
-        {
-            "messages": [
-                {"role": "user", "content": f"what is {n} times {n}?"},
-                {"role": "assistant", "content": f"{n * n}" * (1 + n % 5)},
-            ]
-        }
-        for n in range(80)
-    ]
-    lines = "".join(json.dumps(chat) + "\n" for chat in chats)
-    (folder / "chats.jsonl").write_text(lines)
+def build_store(folder, name, form, records, **fields):
+    """Returns the store of one source of records, in bytes."""
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (folder / f"{name}.jsonl").write_text(lines)
     config = default_build_config()
     config.sources = {
-        "chats": {
-            "path": str(folder / "chats.jsonl"),
-            "format": "messages",
+        name: {
+            "path": str(folder / f"{name}.jsonl"),
+            "format": form,
+            "fields": fields,
             "licence": "CC0-1.0",
             "uses": ("train",),
         }
@@ -52,17 +46,55 @@ def store(tmp_path_factory):
     return out
 
 
-def test_packed_examples_train_and_the_run_keeps_their_template(store, tmp_path):
+def small_config(store, *, context_length=128):
     config = default_config()
     config.model.width, config.model.num_layers = 16, 1
     config.model.num_heads = config.model.num_kv_heads = 2
-    config.model.context_length = 128
+    config.model.context_length = context_length
     config.data.path = str(store)
     config.data.packing = "best_fit"
     config.data.batch_size = 4
     config.steps = 2
     config.evals.every_steps = 2
     config.checkpoint.save_every_steps = 2
+    return config
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examples")
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": f"what is {n} times {n}?"},
+                {"role": "assistant", "content": f"{n * n}" * (1 + n % 5)},
+            ]
+        }
+        for n in range(80)
+    ]
+    return build_store(folder, "chats", "messages", chats)
+
+
+def wrong_length(n):
+    return 30 if n in (40, 41, 42) else 5 + n % 9
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    records = [
+        {
+            "asked": f"what is {n} times {n}?",
+            "chosen": [{"role": "assistant", "content": f"{n * n}"}],
+            "rejected": [{"role": "assistant", "content": "1" * wrong_length(n)}],
+        }
+        for n in range(5, 85)
+    ]
+    return build_store(folder, "pairs", "preference", records, prompt="{asked}")
+
+
+def test_packed_examples_train_and_the_run_keeps_their_template(store, tmp_path):
+    config = small_config(store)
     said: list[str] = []
     train(freeze(config), tmp_path / "run", say=said.append)
     assert "'best_fit' packing" in "\n".join(said)
@@ -70,3 +102,59 @@ def test_packed_examples_train_and_the_run_keeps_their_template(store, tmp_path)
     source = open_built(store).sources[0].train
     learned = source.tokens[source.weights > 0]
     assert len(learned) == source.num_targets < source.num_tokens / 2
+
+
+def test_pairs_are_neighbours_of_one_row(pairs):
+    source = open_built(pairs).sources[0]
+    assert source.train.group == source.validation.group == 2
+    names = open_built(pairs).names("train", "pairs")
+    assert names[::2] == names[1::2]
+    corpus = prepare(
+        freeze(small_config(pairs)).data, context_length=128, seed=0, steps=1
+    )
+    rows = corpus.train_batches().rows
+    batch = rows.batch(np.arange(len(rows)))
+    tokenizer, seen = corpus.tokenizer, 0
+    for row in range(len(rows)):
+        segments = batch.segment_ids[row]
+        said = [
+            tokenizer.decode(batch.tokens[row][segments == number])
+            for number in range(1, segments.max() + 1)
+        ]
+        assert len(said) % 2 == 0
+        for chosen, rejected in zip(said[::2], said[1::2], strict=True):
+            question = chosen.partition("?")[0]
+            assert rejected.startswith(question)
+            n = int(question.split()[-1])
+            assert chosen.split()[-1] == str(n * n)
+            assert rejected.split()[-1] == "1" * wrong_length(n)
+            seen += 1
+    assert seen == source.train.num_documents // 2
+
+
+@pytest.mark.parametrize(
+    ("packing", "said"),
+    [
+        ("best_fit", r"source 'pairs', groups of 2: .*prompt_completion.*\{chosen\}"),
+        ("concat", r"would part .*packing='best_fit'"),
+        ("document", r"would part .*packing='best_fit'"),
+    ],
+)
+def test_pairs_are_not_parted_and_not_all_learned(pairs, tmp_path, packing, said):
+    config = small_config(pairs)
+    config.data.packing = packing
+    with pytest.raises(UserError, match=said):
+        train(freeze(config), tmp_path / "run", say=lambda text: None)
+
+
+def test_pairs_longer_than_a_row_are_told_and_many_are_refused(pairs):
+    data = freeze(small_config(pairs)).data
+    offsets = open_built(pairs).sources[0].train.offsets
+    lengths = np.diff(offsets).reshape(-1, 2).sum(axis=1) - 2
+    most = int(lengths.max()) - 1
+    corpus = prepare(data, context_length=most, seed=0, steps=1)
+    longer = int((lengths > most).sum())
+    assert 0 < longer < len(lengths) / 10
+    assert f", {longer} pairs longer than a row are left out" in packing_line(corpus)
+    with pytest.raises(UserError, match=r"more than 10%; raise it"):
+        prepare(data, context_length=int(np.median(lengths)) - 1, seed=0, steps=1)
