@@ -40,7 +40,8 @@ class SourceConfig:
     format: str = knob(
         "text",
         "'text', or what the records are examples of, with a loss on a part of them: "
-        "'messages', 'prompt_completion', 'translation', 'infill', 'preference'.",
+        "'messages', 'prompt_completion', 'translation', 'infill', "
+        "'span_corruption', 'prefix', 'preference'.",
     )
     fields: dict[str, str] = dataclasses.field(
         default_factory=dict,

@@ -6,6 +6,8 @@
     prompt_completion  prompt, completion                      the completion
     translation        source, target, and their languages     the target
     infill             text                                    all, its middle last
+    span_corruption    text                                    spans that were taken out
+    prefix             text                                    the rest, after a cut
     preference         prompt, chosen, rejected                both completions
 
 A format knows which fields it takes, what is wrong with a record before there is a
@@ -20,6 +22,7 @@ from collections.abc import Callable, Sequence
 
 from lmx.core.errors import UserError
 from lmx.inputs.chat import ChatTemplate
+from lmx.inputs.denoising import PREFIX, SPAN_CORRUPTION
 from lmx.inputs.example import (
     Encoder,
     Example,
@@ -163,5 +166,7 @@ FORMATS: dict[str, Format | None] = {
         _translation,
     ),
     "infill": Format(("text",), _text_problem, _infill, INFILL_SPECIALS),
+    "span_corruption": SPAN_CORRUPTION,
+    "prefix": PREFIX,
     "preference": PREFERENCE,
 }
