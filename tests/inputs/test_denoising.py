@@ -15,7 +15,9 @@ from lmx.inputs.denoising import SENTINELS, corrupt
 from lmx.inputs.examples import FORMATS
 from lmx.inputs.tokenizers import Tokenizer, train_tokenizer
 
-TEXT = st.text(st.sampled_from("ab \né🙂<"), min_size=2, max_size=60)
+TEXT = st.text(st.sampled_from("ab \né🙂<"), min_size=1, max_size=60).map(
+    lambda text: text + "b"
+)
 FORMAT = st.sampled_from(["span_corruption", "prefix"])
 CHUNK = st.integers(8, 40)
 
