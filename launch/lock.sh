@@ -3,7 +3,7 @@
 #   bash launch/lock.sh [--upgrade | --upgrade-package NAME]
 # One lock for every supported Python: where a newer release has dropped an older
 # Python, the file has two lines, with markers. The extras beam, bench, gpu and tpu are left
-# out: their builds depend on the machine. So is torch, which the extra `reference`
+# out: their builds depend on the machine; s3 and gs, which follow the pin of fsspec. So is torch, which the extra `reference`
 # pins itself: with it would come all of CUDA.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,7 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 partial=requirements.lock.partial
 trap 'rm -f "$partial"' EXIT
 if [ -e requirements.lock ]; then cp requirements.lock "$partial"; fi # pins stay
-uv pip compile pyproject.toml --extra dev --extra data --extra reference \
+uv pip compile pyproject.toml --extra dev --extra data --extra web --extra reference \
   --override <(echo "torch ; python_version < '3'") \
   --universal --python-version 3.11 --fork-strategy requires-python \
   --no-annotate --no-header --no-emit-index-url --no-emit-find-links \

@@ -15,7 +15,6 @@ of the sources: another config, or other files, is another build.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
 import hashlib
 import json
@@ -39,7 +38,7 @@ from lmx.curate.filters import make_filter
 from lmx.curate.kept import Kept
 from lmx.curate.masking import MASKS
 from lmx.curate.runner import Runner
-from lmx.data import built, files
+from lmx.data import built, places
 from lmx.inputs import tokenizers
 from lmx.inputs.examples import FORMATS, chat_template
 from lmx.inputs.tokenizers import Tokenizer
@@ -106,8 +105,8 @@ def list_shards(config: BuildConfig) -> list[Shard]:
     for name in preferred(config):
         source = config.sources[name]
         records.check_template(source.text, f"sources.{name}.text")
-        place = Path(source.path).expanduser()
-        if not place.exists():
+        found = records.list_source(name, source)
+        if found is None:
             if source.format != "text":
                 raise DataError(
                     f"sources.{name}.path={source.path!r} does not exist, and only "
@@ -116,20 +115,15 @@ def list_shards(config: BuildConfig) -> list[Shard]:
             records.open_named(source.path, source.text)
             shards.append(Shard(len(shards), name, [], True, source.path))
             continue
-        entries = [
-            entry
-            for entry in files.list_files(place)
-            if not place.is_dir() or fnmatch.fnmatchcase(entry.name, source.files)
-        ]
-        if not entries:
-            raise DataError(
-                f"sources.{name}.files={source.files!r} fits no file of {place}; mend "
-                "the pattern (it sees names such as 'folder/file.txt')"
-            )
-        whole = source.max_documents is not None
-        groups = [entries] if whole else records.cut(entries, records.SHARD_BYTES)
+        groups = [found.entries]
+        if source.max_documents is None:
+            groups = records.cut(found.entries, records.SHARD_BYTES)
+        over = found.passed_over  # told of by the first shard
         for group in groups:
-            shards.append(Shard(len(shards), name, group, place.is_dir()))
+            shards.append(
+                Shard(len(shards), name, group, not found.single, passed_over=over)
+            )
+            over = []
     return shards
 
 
@@ -348,7 +342,7 @@ def _rows(shard: int, folder: Path) -> int:
 
 def _key(config: BuildConfig, shards: Sequence[Shard]) -> str:
     listing = [
-        [s.source, s.whole_files, [[e.name, e.size, e.modified_ns] for e in s.entries]]
+        [s.source, s.whole_files, [e[1:] for e in s.entries], s.passed_over]
         for s in shards
     ]
     named = [
@@ -368,10 +362,8 @@ def _key(config: BuildConfig, shards: Sequence[Shard]) -> str:
 
 def _stamp(path: str | None) -> list[Any]:
     """Returns what changes when the files at a path do; nothing where there is none."""
-    place = Path(path).expanduser() if path else None
-    if place is None or not place.exists():
-        return []
-    return [[e.name, e.size, e.modified_ns] for e in files.list_files(place)]
+    found = places.find(path) if path else None
+    return [entry[1:] for entry in found.entries] if found else []
 
 
 def _json(config: BuildConfig) -> str:

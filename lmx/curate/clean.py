@@ -29,7 +29,8 @@ from lmx.curate.keys import whole
 from lmx.curate.masking import MASKS
 from lmx.curate.masking import mask as masked
 from lmx.curate.normalise import fingerprint, normalise
-from lmx.data.files import FileEntry, list_files
+from lmx.data import places, readers
+from lmx.data.places import FileEntry
 from lmx.inputs.examples import FORMATS
 
 EXAMPLES = 3  # of each reason, in a shard
@@ -55,6 +56,8 @@ class Shard:
     whole_files: bool
     name: str | None = None
     """Of a data set that is not files: TFDS, or the built-in corpus."""
+    passed_over: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    """(name, what it is) of what is there and no file: links to folders, pipes."""
 
     @property
     def stem(self) -> str:
@@ -169,13 +172,19 @@ def _kept(
     shard: Shard, source: SourceConfig, cleaner: Cleaner, tally: Tally
 ) -> Iterator[tuple[str, str, bytes, str | None]]:
     """Yields (name, text, fingerprint, fields of an example) of what is kept."""
+    for name, kind in shard.passed_over:
+        tally.counts["records"] += 1
+        tally.drop("no file", _spelled(name), why=kind, text="")
     if shard.name is None:
-        found = records.read(shard.entries, whole_files=shard.whole_files)
+        found = readers.read(
+            shard.entries,
+            whole_files=shard.whole_files,
+            fields=records.fields_of(source),
+        )
     else:
         found = records.read_named(shard.name, source.text, tally.counts)
     for record in itertools.islice(found, source.max_documents):
-        # Names of files need not be text.
-        name = record.name.encode("utf-8", "backslashreplace").decode()
+        name = _spelled(record.name)
         tally.counts["records"] += 1
         problem, text, fields = record.problem, "", None
         try:
@@ -194,6 +203,11 @@ def _kept(
         if kept is not None:
             tally.keep(kept)
             yield name, kept, fingerprint(kept), fields
+
+
+def _spelled(name: str) -> str:
+    """Returns a name that is text: those of files need not be."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _content(
@@ -234,11 +248,11 @@ def evaluation_ngrams(config: BuildConfig) -> dict[str, NGrams]:
     for name, evaluation in config.evaluations.items():
         key = f"evaluations.{name}"
         records.check_template(evaluation.text, f"{key}.text")
-        place = Path(evaluation.path).expanduser()
-        if not place.exists():
+        place = places.find(evaluation.path)
+        if place is None:
             raise DataError(f"{key}.path={evaluation.path!r} does not exist; mend it")
         texts, problems, count = [], [], 0
-        for record in records.read(list_files(place), whole_files=True):
+        for record in readers.read(place.entries, whole_files=True):
             count += 1
             problem = record.problem
             try:
@@ -269,11 +283,4 @@ def removals(config: BuildConfig) -> frozenset[str]:
     """Returns the lines of the removal list."""
     if config.removals is None:
         return frozenset()
-    try:
-        lines = Path(config.removals).expanduser().read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"removals={config.removals!r} cannot be read ({error}); give a file of "
-            "UTF-8 lines"
-        ) from error
-    return frozenset(line.strip() for line in lines if line.strip())
+    return frozenset(places.read_lines(config.removals, "removals"))

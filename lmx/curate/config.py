@@ -30,7 +30,11 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 class SourceConfig:
     """One source of documents: where it is, what it is called, what one may do."""
 
-    path: str = knob("", "A folder, a file of text or records, or a TFDS name.")
+    path: str = knob(
+        "",
+        "A folder or a file of text or records; a URL of one, such as s3://, gs:// or "
+        "hf://; hf:OWNER/NAME, a data set of the Hugging Face Hub; or a TFDS name.",
+    )
     files: str = knob("*", "Of a folder, only files whose name fits, as in '*.py'.")
     text: str = knob(
         "{text}",
@@ -62,7 +66,7 @@ class SourceConfig:
 class EvaluationConfig:
     """Texts that models are measured on, which training must not hold."""
 
-    path: str = knob("", "A folder or a file of text or records.")
+    path: str = knob("", "A folder or a file of text or records, or a URL of one.")
     text: str = knob("{text}", "What may leak, as a template like a source's.")
 
 

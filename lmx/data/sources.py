@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmx.core import errors
-from lmx.data import files, stdlib_files
+from lmx.data import files, places, stdlib_files
+from lmx.data.places import FileEntry, Listing
 from lmx.data.store import atomic_directory
 
 BUILT_IN = "python_stdlib"
@@ -57,6 +58,10 @@ def open_source(path: str, *, text_field: str, cache_dir: Path) -> Source:
 
     Raises a `DataError` where there is none, with the nearest name.
     """
+    if places.is_url(path):
+        if (found := places.find(path)) is None:
+            raise errors.DataError(f"there is nothing at {path!r}; mend data.path")
+        return _files(path, found, text_field=text_field)
     try:
         place = Path(path).expanduser()
         exists = place.exists()
@@ -65,17 +70,19 @@ def open_source(path: str, *, text_field: str, cache_dir: Path) -> Source:
             f"{path[:80]!r} is no usable path ({error}); set data.path to another"
         ) from error
     if exists:
+        found = places.find(str(place))
+        assert found is not None
         if (place / "dataset_info.json").exists():
             from lmx.data import tfds_source
 
             builder = tfds_source.open_directory(place)
-            return _tfds(
-                builder, text_field=text_field, entries=files.list_files(place)
-            )
-        return _files(place, text_field=text_field)
+            return _tfds(builder, text_field=text_field, entries=found.entries)
+        return _files(
+            str(place.resolve()), found, text_field=text_field, name=str(place)
+        )
     if path == BUILT_IN:
         return _stdlib(cache_dir, text_field=text_field)
-    if TFDS_NAME.fullmatch(path) and not files.is_records(place):
+    if TFDS_NAME.fullmatch(path) and not files.holds_records(path):
         near = _neighbours(place)
         if near:
             raise errors.DataError(f"there is no {path!r} here{near}")
@@ -153,21 +160,23 @@ def _limits(max_documents: int | None, fraction: float) -> dict[str, int]:
     }
 
 
-def _files(place: Path, *, text_field: str) -> Source:
-    entries = files.list_files(place)
-    folder = place.is_dir()
+def _files(
+    place: str, found: Listing, *, text_field: str, name: str | None = None
+) -> Source:
+    entries = found.entries
 
     def read(tally: Counter[str]) -> Iterator[tuple[str | None, str, str]]:
-        if folder:
-            pairs = files.read_folder(entries, text_field=text_field, tally=tally)
-        else:
+        if found.single:
             pairs = files.read_single(entries[0], text_field=text_field)
-        for name, text in pairs:
-            yield None, name, text
+        else:
+            tally["passed over"] += len(found.passed_over)
+            pairs = files.read_folder(entries, text_field=text_field, tally=tally)
+        for document, text in pairs:
+            yield None, document, text
 
     return Source(
-        name=str(place),
-        identity=[str(place.resolve()), _identity(entries)],
+        name=name or place,
+        identity=[place, _identity(entries)],
         size=sum(entry.size for entry in entries),
         read=read,
     )
@@ -204,7 +213,7 @@ def _stdlib(cache_dir: Path, *, text_field: str) -> Source:
     return Source(name=BUILT_IN, identity=identity, size=size, read=read)
 
 
-def _tfds(builder: Any, *, text_field: str, entries: list[files.FileEntry]) -> Source:
+def _tfds(builder: Any, *, text_field: str, entries: list[FileEntry]) -> Source:
     from lmx.data import tfds_source
 
     names = tfds_source.splits(builder)
@@ -230,8 +239,8 @@ def _tfds(builder: Any, *, text_field: str, entries: list[files.FileEntry]) -> S
     )
 
 
-def _identity(entries: list[files.FileEntry]) -> list[list[Any]]:
-    return [[entry.name, entry.size, entry.modified_ns] for entry in entries]
+def _identity(entries: list[FileEntry]) -> list[list[Any]]:
+    return [[entry.name, entry.size, entry.stamp] for entry in entries]
 
 
 def _neighbours(place: Path) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lmx.core import errors
 from lmx.data import files
+from lmx.data.places import FileEntry
 
 LEFT_OUT = {
     *("site-packages", "dist-packages", "lib-dynload", "__pycache__"),
@@ -25,7 +26,7 @@ LEFT_OUT = {
 REMEDY = "install a complete Python, or set data.path to your own text"
 
 
-def list_stdlib() -> list[files.FileEntry]:
+def list_stdlib() -> list[FileEntry]:
     """Returns the source files of the standard library, sorted by name.
 
     Raises a `DataError` where it has none, as in a zipped or stripped installation.
@@ -39,8 +40,8 @@ def list_stdlib() -> list[files.FileEntry]:
                 path = Path(folder, name)
                 info = path.stat()
                 relative = path.relative_to(root).as_posix()
-                entry = (path, relative, info.st_size, info.st_mtime_ns)
-                found.append(files.FileEntry(*entry))
+                entry = (str(path), relative, info.st_size, info.st_mtime_ns)
+                found.append(FileEntry(*entry))
     if len(found) < 100:
         raise errors.DataError(
             f"the standard library's source is not at {root} "
@@ -66,7 +67,7 @@ def read_stdlib(tally: Counter[str]) -> Iterator[tuple[str, str]]:
 def _all_documents(tally: Counter[str]) -> Iterator[tuple[str, str]]:
     for entry in list_stdlib():
         try:
-            yield entry.name, files.read_text(entry.path)
+            yield entry.name, files.read_text(entry)
         except files.NotTextError:
             tally["skipped"] += 1
     try:

@@ -23,6 +23,7 @@ from lmx.curate import keys, records
 from lmx.curate.build import build
 from lmx.curate.config import build_config, default_build_config
 from lmx.curate.runner import Beam, Processes
+from lmx.data import readers, streams
 from lmx.data.built import open_built
 from lmx.data.files import list_files
 
@@ -160,11 +161,11 @@ def test_masks_do_not_hide_a_leak(folder):
 
 def test_a_source_that_grows_while_it_is_read_is_refused(folder):
     entries = list_files(folder / "web" / "a.jsonl")
-    found = records.read(entries, whole_files=True)
+    found = readers.read(entries, whole_files=True)
     next(found)
     with open(folder / "web" / "a.jsonl", "a") as file:
         file.write("{}\n")
-    with pytest.raises(DataError, match="changed while the build ran"):
+    with pytest.raises(DataError, match="changed while it was read"):
         list(found)
 
 
@@ -338,12 +339,16 @@ def test_an_evaluation_of_which_nothing_can_be_found_is_refused(folder, lines):
         built(config(folder), folder / "store")
 
 
-def test_a_single_packed_text_is_no_bomb_either(folder, monkeypatch):
-    monkeypatch.setattr(records, "LONGEST_LINE", 1 << 20)
+def test_a_long_text_is_cut_alike_whatever_of_it_is_held(folder, monkeypatch):
     path = folder / "long.txt.gz"
-    path.write_bytes(gzip.compress(b"word " * (1 << 20)))
-    (found,) = records.read(list_files(path), whole_files=False)
-    assert found.problem == "more than 1 MB"
+    path.write_bytes(gzip.compress(("wörd " * 300 + "\n\n").encode() * 2000))
+    whole = list(readers.read(list_files(path), whole_files=False))
+    monkeypatch.setattr(streams, "LONGEST_LINE", 1 << 20)
+    assert list(readers.read(list_files(path), whole_files=False)) == whole
+    assert len(whole) > 100
+    path.write_bytes(gzip.compress(b"word " * (1 << 20) + b"\xff"))
+    with pytest.raises(DataError, match="is not UTF-8 text after byte"):
+        list(readers.read(list_files(path), whole_files=False))
 
 
 def test_a_name_that_is_no_data_set_is_refused_with_the_nearest(folder):

@@ -10,11 +10,12 @@ import pytest
 
 from lmx.core.errors import DataError
 from lmx.curate import records
+from lmx.data import readers, streams
 from lmx.data.files import list_files
 
 
 def read(path, **kwargs):
-    return list(records.read(list_files(path), whole_files=True, **kwargs))
+    return list(readers.read(list_files(path), whole_files=True, **kwargs))
 
 
 def lines(path, content: list[bytes]):
@@ -47,7 +48,7 @@ def test_damaged_lines_are_told_and_the_others_read(tmp_path):
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
 def test_lines_are_whole_whatever_is_read_at_a_time(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(records, "READ_BYTES", size)
+    monkeypatch.setattr(streams, "READ_BYTES", size)
     content = [json.dumps({"text": "x" * n}).encode() for n in (0, 1, 5, 40)]
     found = read(lines(tmp_path / "a.jsonl", content))
     assert [len(r.fields["text"]) for r in found] == [0, 1, 5, 40]
@@ -57,8 +58,8 @@ def test_lines_are_whole_whatever_is_read_at_a_time(tmp_path, monkeypatch, size)
 def test_a_line_that_is_too_long_is_told_and_the_next_is_read(
     tmp_path, monkeypatch, size
 ):
-    monkeypatch.setattr(records, "READ_BYTES", size)
-    monkeypatch.setattr(records, "LONGEST_LINE", 40)
+    monkeypatch.setattr(streams, "READ_BYTES", size)
+    monkeypatch.setattr(streams, "LONGEST_LINE", 40)
     content = [b'{"text": "%s"}' % (b"x" * n) for n in (3, 100, 4, 100)]
     found = read(lines(tmp_path / "a.jsonl", content))
     assert [r.fields.get("text") for r in found] == ["xxx", None, "xxxx", None]
@@ -84,7 +85,7 @@ def test_a_packed_file_that_is_cut_off_is_named(tmp_path, keep):
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "EXPANSION_BYTES", 1 << 20)
+    monkeypatch.setattr(streams, "EXPANSION_BYTES", 1 << 20)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n" * (8 << 20)))
     with pytest.raises(DataError, match="taken for a bomb"):
         read(tmp_path)
@@ -109,11 +110,11 @@ def test_a_file_that_changes_under_a_build_is_named(tmp_path):
     path = lines(tmp_path / "a.jsonl", [b'{"text": "one"}'])
     entries = list_files(path)
     path.write_bytes(b"{}")
-    with pytest.raises(DataError, match="changed while the build ran"):
-        list(records.read(entries, whole_files=True))
+    with pytest.raises(DataError, match="changed while it was read"):
+        list(readers.read(entries, whole_files=True))
     path.unlink()
-    with pytest.raises(DataError, match="cannot be read now"):
-        list(records.read(entries, whole_files=True))
+    with pytest.raises(DataError, match="vanished while it was being read"):
+        list(readers.read(entries, whole_files=True))
 
 
 def test_shards_hold_all_files_in_order(tmp_path):

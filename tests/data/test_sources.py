@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmx.core.errors import DataError, UserError
-from lmx.data import files, sources
+from lmx.data import readers, sources
 from lmx.data.sources import Document, open_source, read_documents
 
 
@@ -90,15 +90,15 @@ def test_a_named_file_that_is_not_text_is_refused(tmp_path):
     | st.integers(1, 300).map(lambda n: "one two\n\nthree\n" * n * 50)
 )
 def test_pieces_of_a_text_join_to_it_and_are_of_fair_size(text):
-    pieces = list(files.split_text(text))
+    pieces = list(readers.split_text(iter([text])))
     assert "".join(pieces) == text
-    assert all(len(piece) <= 4 * files.LARGEST_PIECE for piece in pieces)
-    if len(text) > 3 * files.SMALLEST_PIECE:
+    assert all(len(piece) <= 4 * readers.LARGEST_PIECE for piece in pieces)
+    if len(text) > 3 * readers.SMALLEST_PIECE:
         assert len(pieces) > 1
 
 
 def test_pieces_end_at_blank_lines():
-    pieces = list(files.split_text("some words\nand more\n\n" * 500))
+    pieces = list(readers.split_text(iter(["some words\nand more\n\n" * 500])))
     assert len(pieces) > 4
     assert all(piece.endswith("\n\n") for piece in pieces)
 
@@ -142,10 +142,10 @@ def test_a_missing_field_names_the_nearest(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"text": "a"', "line 2 is not JSON"),
-        (b"[1]", "holds list, not an object"),
-        (b'{"text": "\xff"}', "line 2 is not JSON"),
-        (b"[" * 100_000, "line 2 is not JSON"),
+        (b'{"text": "a"', r"data.jsonl#2 of .*: not JSON"),
+        (b"[1]", "list, not an object"),
+        (b'{"text": "\xff"}', r"data.jsonl#2 of .*: not UTF-8 at byte 10"),
+        (b"[" * 100_000, r"data.jsonl#2 of .*: not JSON"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
