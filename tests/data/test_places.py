@@ -132,54 +132,8 @@ class Unreachable(MemoryFileSystem):
         raise ConnectError("Name or service\nnot known")
 
 
-class Hub(MemoryFileSystem):
-    """The Hub's file system as it spells names, in memory."""
-
-    protocol = "hf"
-    cachable = False
-    root_marker = ""
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return "/" + path.removeprefix("hf://").strip("/")
-
-    def unstrip_protocol(self, name):
-        return f"hf://{name.lstrip('/')}"
-
-
-@pytest.fixture
-def hub(memory, monkeypatch):
-    def use(implementation):
-        monkeypatch.setitem(registry, "hf", implementation)
-
-    return use
-
-
-def test_a_data_set_of_the_hub_is_its_parquet_files(hub, memory, tmp_path):
-    hub(Hub)
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["once"]}), tmp_path / "0")
-    top = "/datasets/who/Tiny@refs/convert/parquet"
-    for split in ("train", "validation"):
-        memory.put(f"{tmp_path}/0", f"{top}/default/{split}/0000.parquet")
-    found = places.find("hf:who/Tiny")
-    assert found is not None
-    assert [entry.name for entry in found.entries] == [
-        "default/train/0000.parquet",
-        "default/validation/0000.parquet",
-    ]
-    (record,) = readers.read(found.entries[:1], whole_files=True)
-    assert record.fields == {"text": "once"}
-    one = places.find("hf:who/Tiny/default/train")
-    assert one is not None
-    assert [entry.name for entry in one.entries] == ["0000.parquet"]
-    memory.put(f"{tmp_path}/0", f"{top}/default/partial-train/0000.parquet")
-    with pytest.raises(DataError, match="only a part, in default/partial-train"):
-        places.find("hf:who/Tiny")
-    assert places.find("hf:who/Tiny/default/partial-train")
-
-
-def test_a_server_out_of_reach_says_to_go_online(hub):
-    hub(Unreachable)
+def test_a_server_out_of_reach_says_to_go_online(monkeypatch):
+    monkeypatch.setitem(registry, "hf", Unreachable)
     told = r"ConnectError: Name or service not known\); go online .* path of a copy"
     for url in ("hf:who/Tiny", "hf://datasets/who/Tiny/data"):
         with pytest.raises(DataError, match=told):
