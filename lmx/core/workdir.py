@@ -27,18 +27,18 @@ _REMEDIES = (
     ((errno.ENOSPC, errno.EDQUOT), _SPACE),
     (
         (errno.EFBIG,),
-        "raise the file size limit (ulimit -f) or choose another --workdir",
+        "raise the file size limit (ulimit -f) or choose another {option}",
     ),
     (
         (errno.EACCES, errno.EPERM, errno.EROFS),
-        "make it writable for this user or choose another --workdir",
+        "make it writable for this user or choose another {option}",
     ),
     (
         (errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
-        "move what is in the way or choose another --workdir",
+        "move what is in the way or choose another {option}",
     ),
 )
-_UNKNOWN_REMEDY = "check the disk or choose another --workdir"
+_UNKNOWN_REMEDY = "check the disk or choose another {option}"
 
 
 def storage_errno(error: BaseException) -> int | None:
@@ -53,7 +53,11 @@ def storage_errno(error: BaseException) -> int | None:
 
 
 def storage_error(
-    error: BaseException, *, action: str, path: str | os.PathLike[str]
+    error: BaseException,
+    *,
+    action: str,
+    path: str | os.PathLike[str],
+    option: str = "--workdir",
 ) -> StorageError:
     """Returns the `StorageError` for a failure to read or write, with its remedy.
 
@@ -61,10 +65,12 @@ def storage_error(
       error: one that has a `storage_errno`.
       action: what was attempted, such as "save checkpoint 300 to".
       path: the file or directory that the message names.
+      option: the command's, that says where to write.
     """
     code = storage_errno(error)
     why = str(error) if code is None else os.strerror(code)
     remedy = next((text for codes, text in _REMEDIES if code in codes), _UNKNOWN_REMEDY)
+    remedy = remedy.format(option=option)
     return StorageError(f"cannot {action} {path}: {why}; {remedy}")
 
 
@@ -122,14 +128,18 @@ def claim(
         # Not "w": opening must not wipe the name of the process that holds the lock.
         file = open(workdir / LOCK, "a+b")  # noqa: SIM115
     except OSError as error:
-        raise storage_error(error, action="use workdir", path=workdir) from error
+        raise storage_error(
+            error, action="use workdir", path=workdir, option=option
+        ) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise StorageError(_in_use(workdir, option)) from error
         except OSError as error:
-            raise storage_error(error, action="lock", path=workdir) from error
+            raise storage_error(
+                error, action="lock", path=workdir, option=option
+            ) from error
         owner = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -140,7 +150,9 @@ def claim(
             file.write(json.dumps(owner).encode() + b"\n")
             file.flush()
         except OSError as error:
-            raise storage_error(error, action="write", path=workdir) from error
+            raise storage_error(
+                error, action="write", path=workdir, option=option
+            ) from error
         yield workdir
 
 

@@ -1,11 +1,13 @@
 """From a build's config to a store of tokens: the story of `lmx data build`.
 
-    rights    what the policy forbids is refused before anything is read
-    clean     each shard of each source: read, normalise, mask, filter
-    exact     documents that say the same: the preferred source keeps its own
-    near      documents that nearly do
-    repeats   passages that an earlier document holds, where the config cuts them
-    tokenize  a tokenizer of what is kept, then the store and its card
+    rights     what the policy forbids is refused before anything is read
+    clean      each shard of each source: read, normalise, mask, filter
+    exact      documents that say the same: the preferred source keeps its own
+    near       documents that nearly do
+    repeats    passages that an earlier document holds, where the config cuts them
+    tokenizer  trained on what is kept, or read
+    tokens     each piece of what is kept, as a part of its source's store
+    store      the parts of each source joined, and the card
 
 Every stage leaves its files in a folder beside the store, so a build that was killed
 goes on where it was. The folder's name holds the hash of the config and of the listing
@@ -20,8 +22,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,36 +30,62 @@ import numpy as np
 import pyarrow.parquet
 
 from lmx.core.errors import DataError, UserError, pick
-from lmx.core.workdir import claim, storage_error
-from lmx.curate import card, clean, duplicates, keys, records, repeats, rights
+from lmx.core.workdir import claim, storage_error, sync_directory
+from lmx.curate import card, clean, duplicates, encoding, keys, records, repeats, rights
 from lmx.curate.clean import Cleaner, Shard
-from lmx.curate.config import BuildConfig, SourceConfig, build_config, preferred
-from lmx.curate.encoding import Examples
+from lmx.curate.config import BuildConfig, build_config, preferred
 from lmx.curate.filters import make_filter
-from lmx.curate.kept import Kept
+from lmx.curate.kept import Kept, Piece, pieces
 from lmx.curate.masking import MASKS
 from lmx.curate.runner import Runner
 from lmx.data import built, places
+from lmx.data.store import read_manifest
 from lmx.inputs import tokenizers
-from lmx.inputs.examples import FORMATS, chat_template
 from lmx.inputs.tokenizers import Tokenizer
 
-REVISION = 2  # of what the same config and files give
-FOLDERS = ("clean", "exact", "signatures", "keys", "near", "windows", "held")
+REVISION = 3  # of what the same config and files give
+FOLDERS = (
+    *("clean", "exact", "signatures", "keys", "near", "windows", "held", "cuts"),
+    "tokens",
+)
 TRAINING_BYTES = 512 << 20  # of text that a tokenizer is trained on
 
 Stage = Callable[[str, int], Callable[[int], None]]
 """Told of a stage's name and its items; returns what is called after each."""
 
 
-def build(config: BuildConfig, out: Path, *, runner: Runner, stage: Stage) -> None:
-    """Builds the store `out`.
+@dataclasses.dataclass(frozen=True)
+class Building:
+    """A build under way: its folder, and who does the work."""
+
+    config: BuildConfig
+    shards: Sequence[Shard]
+    folder: Path
+    runner: Runner
+    stage: Stage
+
+    def run(
+        self,
+        name: str,
+        work: Callable[..., None],
+        items: Sequence[Any],
+        **settings: Any,
+    ) -> None:
+        """Does a stage: `work` on every item, in the folder of the build."""
+        task = functools.partial(work, folder=self.folder, **settings)
+        self.runner.run(task, items, advance=self.stage(name, len(items)))
+
+
+def build(config: BuildConfig, out: Path, *, runner: Runner, stage: Stage) -> bool:
+    """Builds the store `out`, and returns whether there was anything left to build.
 
     Raises a `DataError` for what is wrong with a source or its rights, a `UserError`
-    where `out` is there already, a `StorageError` where it cannot be written.
+    where something else is at `out`, a `StorageError` where it cannot be written.
     """
-    if os.path.lexists(out):
-        raise UserError(f"{out} is there already; choose another --out, or delete it")
+    place = out.parent / f".{out.name}.building"
+    there = UserError(f"{out} is there already; choose another --out, or delete it")
+    if os.path.lexists(out) and not place.exists():
+        raise there
     rights.check(config)
     check_parts(config)
     evaluations = {
@@ -66,23 +93,55 @@ def build(config: BuildConfig, out: Path, *, runner: Runner, stage: Stage) -> No
         for name, ngrams in Cleaner.of(config).leaks.items()
     }
     shards = list_shards(config)
-    place = out.parent / f".{out.name}.building"
     folder = place / _key(config, shards)
     with claim(place, option="--out"):
-        try:
-            for name in FOLDERS:
-                (folder / name).mkdir(parents=True, exist_ok=True)
-            work = functools.partial(_clean, config=config, folder=folder / "clean")
-            runner.run(work, shards, advance=stage("clean", len(shards)))
-            tallies = card.tallies(shards, folder / "clean")
-            check_damage(config, tallies)
-            drop_duplicates(config, shards, folder, runner=runner, stage=stage)
-            find_repeats(config, shards, folder, runner=runner, stage=stage)
-            facts = {"tallies": tallies, "evaluations": evaluations}
-            write(config, shards, folder, out, facts=facts, stage=stage)
-        except OSError as error:
-            raise storage_error(error, action="build", path=out) from error
+        if done := os.path.lexists(out):
+            if not _is_of(out, folder):
+                raise there
+        else:
+            try:
+                for name in FOLDERS:
+                    (folder / name).mkdir(parents=True, exist_ok=True)
+                building = Building(config, shards, folder, runner, stage)
+                if not (folder / "store").exists():
+                    make_store(building, evaluations)
+                publish(folder, out)
+            except OSError as error:
+                raise storage_error(
+                    error, action="build", path=out, option="--out"
+                ) from error
         shutil.rmtree(place, ignore_errors=True)  # and of builds that were given up
+    return not done
+
+
+def make_store(building: Building, evaluations: Mapping[str, Any]) -> None:
+    """Does all stages that are not done; the store is then in the build's folder."""
+    config, shards, folder = building.config, building.shards, building.folder
+    building.run("clean", _clean, shards, config=config)
+    tallies = card.tallies(shards, folder / "clean")
+    check_damage(config, tallies)
+    drop_duplicates(building)
+    parts = pieces(shards, folder)
+    find_repeats(building, parts)
+    encode(building, parts, tallies)
+    join(building, parts, {"tallies": tallies, "evaluations": evaluations})
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Gives the store of a build's folder its name, so that it is known as its own."""
+    seal = read_manifest(folder / "store")["seal"]
+    with keys.whole(folder / "seal") as unfinished:
+        unfinished.write_text(seal, "utf-8")
+    os.rename(folder / "store", out)
+    sync_directory(out.parent)
+
+
+def _is_of(out: Path, folder: Path) -> bool:
+    """Returns whether a store is whole and what the build of a folder published."""
+    seal = folder / "seal"
+    if not seal.exists() or not built.is_built(out):
+        return False
+    return read_manifest(built.open_built(out).directory)["seal"] == seal.read_text()
 
 
 def check_parts(config: BuildConfig) -> None:
@@ -149,183 +208,116 @@ def check_damage(config: BuildConfig, tallies: dict[str, dict[str, Any]]) -> Non
             )
 
 
-def drop_duplicates(
-    config: BuildConfig,
-    shards: Sequence[Shard],
-    folder: Path,
-    *,
-    runner: Runner,
-    stage: Stage,
-) -> None:
-    """Writes exact.npy and near.npy: [n, 2], a dropped document and the one kept."""
-    numbers = [shard.number for shard in shards]
+def drop_duplicates(building: Building) -> None:
+    """Writes exact.npy and near.npy, int64 [n, 2]: a dropped document and the kept one.
+
+    dropped.npy are those that go.
+    """
+    config, folder = building.config, building.folder
+    numbers = [shard.number for shard in building.shards]
     rows = sum(_rows(number, folder) for number in numbers)
-    exact = np.zeros((0, 2), np.int64)
+    exact = near = np.zeros((0, 2), np.int64)
     if "exact" in config.duplicates:
         parts = keys.parts_for(rows)
-        work: Any = functools.partial(
-            duplicates.find_exact, parts=parts, shards=numbers, folder=folder
+        building.run(
+            *("exact duplicates", duplicates.find_exact, range(parts)),
+            parts=parts,
+            shards=numbers,
         )
-        runner.run(work, range(parts), advance=stage("exact duplicates", parts))
         exact = duplicates.gather("exact", folder=folder)
     np.save(folder / "exact.npy", exact)
-    near = np.zeros((0, 2), np.int64)
     if "near" in config.duplicates:
-        work = functools.partial(
-            duplicates.sign, similarity=config.near_similarity, folder=folder
-        )
-        runner.run(work, numbers, advance=stage("signatures", len(numbers)))
-        parts = keys.parts_for(rows * duplicates.bands(config.near_similarity))
-        work = functools.partial(
-            duplicates.find_near,
+        similarity = config.near_similarity
+        building.run("signatures", duplicates.sign, numbers, similarity=similarity)
+        parts = keys.parts_for(rows * duplicates.bands(similarity))
+        building.run(
+            *("near duplicates", duplicates.find_near, range(parts)),
             parts=parts,
-            similarity=config.near_similarity,
-            folder=folder,
+            similarity=similarity,
         )
-        runner.run(work, range(parts), advance=stage("near duplicates", parts))
         groups = duplicates.clusters(duplicates.gather("near", folder=folder))
         near = groups[groups[:, 0] != groups[:, 1]]
     np.save(folder / "near.npy", near)
+    keys.drop(folder)
 
 
-def find_repeats(
-    config: BuildConfig,
-    shards: Sequence[Shard],
-    folder: Path,
-    *,
-    runner: Runner,
-    stage: Stage,
-) -> None:
-    """Finds the passages that an earlier document holds, where they are to be cut."""
-    if config.repeated_words is None:
+def find_repeats(building: Building, parts: Sequence[Piece]) -> None:
+    """Cuts the passages that an earlier document holds, where they are to be cut."""
+    config, folder = building.config, building.folder
+    if (words := config.repeated_words) is None:
         return
     # An example is whole or not there, and what examples share are their prompts.
-    texts = [name for name, one in config.sources.items() if one.format == "text"]
-    numbers = [shard.number for shard in shards if shard.source in texts]
-    work: Any = functools.partial(
-        repeats.hash_windows, words=config.repeated_words, folder=folder
-    )
-    runner.run(work, numbers, advance=stage("passages", len(numbers)))
-    parts = keys.parts_for(keys.count_keys(folder / "windows"))
-    work = functools.partial(repeats.find_held, parts=parts, folder=folder)
-    runner.run(work, range(parts), advance=stage("repeated passages", parts))
+    texts = {name for name, one in config.sources.items() if one.format == "text"}
+    numbers = [shard.number for shard in building.shards if shard.source in texts]
+    building.run("passages", repeats.hash_windows, numbers, words=words)
+    ranges = keys.parts_for(keys.count_keys(folder / "windows"))
+    building.run("repeated passages", repeats.find_held, range(ranges), parts=ranges)
+    mine = [piece for piece in parts if piece.source in texts]
+    building.run("cuts", repeats.cut_piece, mine, words=words)
 
 
-def write(
-    config: BuildConfig,
-    shards: Sequence[Shard],
-    folder: Path,
-    out: Path,
-    *,
-    facts: dict[str, Any],
-    stage: Stage,
+def encode(
+    building: Building, parts: Sequence[Piece], tallies: dict[str, dict[str, Any]]
 ) -> None:
-    """Trains the tokenizer and writes the store with its card, which says the facts."""
-    tallies = facts["tallies"]
-    cuts: dict[str, Counter[str]] = {name: Counter() for name in config.sources}
-    kept = Kept(
-        shards,
-        folder,
-        validation_fraction=config.validation_fraction,
-        repeated_words=config.repeated_words,
+    """Makes the tokenizer and the tokens; tells the tallies of what was no example."""
+    config, folder = building.config, building.folder
+    kept = Kept(folder, validation_fraction=config.validation_fraction)
+    every = max(1, -(-_size(tallies) // TRAINING_BYTES))
+    advance = building.stage("tokenizer", 1)
+    encoding.make_tokenizer(
+        config, kept.texts(parts, held_out=False, every=every), folder
     )
-    size = sum(tally["counts"]["bytes_out"] for tally in tallies.values())
-    every = max(1, -(-size // TRAINING_BYTES))
-    advance = stage("tokenizer", 1)
-    tokenizer = tokenizer_of(config, kept.texts(held_out=False, every=every))
     advance(1)
-    encoded, done = stage("tokens", size), Counter[tuple[str, str]]()
+    building.run("tokens", encoding.encode_piece, parts, config=config)
+    encoded = card.add_up(
+        (piece.source, folder / "tokens" / piece.stem / encoding.TALLY)
+        for piece in parts
+    )
+    for name, tally in encoded.items():
+        encoding.check_examples(name, tally, bad_records=config.bad_records)
+        tallies[name]["dropped"].update(tally["dropped"])
 
-    def progress(split: str, source: str, count: int) -> None:
-        encoded(count - done[split, source])
-        done[split, source] = count
 
-    def finish(counts: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-        for name, one in examples.items():
-            one.settle(name, tallies[name], bad_records=config.bad_records)
-        return card.make(
-            counts,
+def join(building: Building, parts: Sequence[Piece], facts: Mapping[str, Any]) -> None:
+    """Writes the store, of the parts of each source, with its card."""
+    config, folder = building.config, building.folder
+    kept = Kept(folder, validation_fraction=config.validation_fraction)
+    every = max(1, _size(facts["tallies"]) // card.SAMPLE_BYTES)
+    tokenizer, template = encoding.read_tokenizer(folder)
+    folders: dict[str, list[Path]] = {name: [] for name in config.sources}
+    for piece in parts:
+        folders[piece.source].append(folder / "tokens" / piece.stem)
+    built.create(
+        folder / "store",
+        tokenizer,
+        sources={
+            name: built.Content(source.licence, source.uses, folders[name])
+            for name, source in config.sources.items()
+        },
+        config=dataclasses.asdict(config),
+        card=functools.partial(
+            card.make,
             config=config,
             facts=facts,
-            duplicates=card.count_duplicates(shards, folder),
-            cuts=cuts,
-            sample=list(kept.texts(every=max(1, size // card.SAMPLE_BYTES))),
-        )
-
-    with chat_template(tokenizer, template_of(config)) as template:
-        examples = {
-            name: Examples(form.encoder(tokenizer, template))
-            for name, source in config.sources.items()
-            if (form := FORMATS[source.format]) is not None
-        }
-        chats = any(
-            form is not None and form.messages
-            for source in config.sources.values()
-            for form in [FORMATS[source.format]]
-        )
-        built.create(
-            out,
-            tokenizer,
-            sources={
-                name: _content(name, source, kept, examples.get(name), cuts[name])
-                for name, source in config.sources.items()
-            },
-            config=dataclasses.asdict(config),
-            card=finish,
-            chat_template=template.source if chats else None,
-            progress=progress,
-        )
-
-
-def _content(
-    name: str,
-    source: SourceConfig,
-    kept: Kept,
-    examples: Examples | None,
-    cuts: Counter[str],
-) -> built.Content:
-    def documents(held_out: bool) -> built.Documents:
-        if examples is None:
-            return kept.documents(name, held_out=held_out, cuts=cuts)
-        return examples.of(kept.records(name, held_out=held_out))
-
-    return built.Content(
-        licence=source.licence,
-        uses=source.uses,
-        train=documents(False),
-        validation=documents(True),
-        group=form.group if (form := FORMATS[source.format]) else 0,
+            duplicates=card.count_duplicates(building.shards, folder),
+            cuts=repeats.count_cuts(parts, folder),
+            sample=list(kept.texts(parts, every=every)),
+        ),
+        chat_template=template,
+        progress=building.stage("store", len(parts)),
     )
 
 
-def tokenizer_of(config: BuildConfig, texts: Iterator[str]) -> Tokenizer:
-    """Returns the tokenizer that the config names, trained on `texts` if it is new."""
-    if config.tokenizer not in tokenizers.KINDS:
-        return Tokenizer.load(config.tokenizer)
-    forms = [FORMATS[source.format] for source in config.sources.values()]
-    extra = dict.fromkeys(name for form in forms if form for name in form.specials)
-    return tokenizers.train_tokenizer(
-        config.tokenizer, texts, config.vocab_size, extra=[*extra]
-    )
-
-
-def template_of(config: BuildConfig) -> str | None:
-    """Returns the chat template beside the config's tokenizer, if there is one."""
-    if config.tokenizer in tokenizers.KINDS:
-        return None
-    place = Path(config.tokenizer).expanduser()
-    file = (place if place.is_dir() else place.parent) / Path(built.TEMPLATE).name
-    try:
-        return file.read_text("utf-8") if file.exists() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read ({error}); mend it") from error
+def _size(tallies: Mapping[str, Any]) -> int:
+    """Returns the bytes of clean text."""
+    return sum(tally["counts"]["bytes_out"] for tally in tallies.values())
 
 
 def _clean(shard: Shard, *, config: BuildConfig, folder: Path) -> None:
     source = config.sources[shard.source]
     # The folder's name holds what the lists say: another build may be of this process.
     cleaner = _cleaner(_json(config), str(folder))
-    clean.clean(shard, source, cleaner, folder=folder)
+    clean.clean(shard, source, cleaner, folder=folder / "clean")
 
 
 @functools.lru_cache(maxsize=1)
@@ -354,7 +346,7 @@ def _key(config: BuildConfig, shards: Sequence[Shard]) -> str:
     if config.tokenizer not in tokenizers.KINDS:
         lists.append(_stamp(config.tokenizer))
     lists += [_stamp(s["path"]) for s in config.filters.values() if "path" in s]
-    lists.append([template_of(config)])
+    lists.append([encoding.template_of(config)])
     lists += [_stamp(each.path) for each in config.evaluations.values()]
     content = json.dumps([REVISION, _json(config), listing, lists])
     return hashlib.sha256(content.encode("utf-8", "surrogateescape")).hexdigest()[:16]

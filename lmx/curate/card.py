@@ -33,13 +33,22 @@ WORD = re.compile(r"\w+")
 
 def tallies(shards: Sequence[Shard], folder: Path) -> dict[str, dict[str, Any]]:
     """Returns the tally of each source: the sum over its shards."""
+    found = add_up((shard.source, folder / f"{shard.stem}.json") for shard in shards)
+    for tally in found.values():
+        for key in COUNTS:
+            tally["counts"].setdefault(key, 0)
+    return found
+
+
+def add_up(files: Iterable[tuple[str, Path]]) -> dict[str, dict[str, Any]]:
+    """Returns the sum of the tallies of each source, read from its files in order."""
     found: dict[str, dict[str, Any]] = {}
-    for shard in shards:
-        new = json.loads((folder / f"{shard.stem}.json").read_text("utf-8"))
-        if shard.source not in found:
-            found[shard.source] = new
+    for source, file in files:
+        new = json.loads(file.read_text("utf-8"))
+        if source not in found:
+            found[source] = new
             continue
-        old = found[shard.source]
+        old = found[source]
         for key in ("counts", "masked", "lengths"):
             for name, count in new[key].items():
                 old[key][name] = old[key].get(name, 0) + count
@@ -50,9 +59,6 @@ def tallies(shards: Sequence[Shard], folder: Path) -> dict[str, dict[str, Any]]:
             for key in ("documents", "bytes"):
                 into[key] += entry[key]
             into["examples"] = (into["examples"] + entry["examples"])[:EXAMPLES]
-    for tally in found.values():
-        for key in COUNTS:
-            tally["counts"].setdefault(key, 0)
     return found
 
 

@@ -20,7 +20,6 @@ import pyarrow
 import pyarrow.parquet
 
 from lmx.core.errors import DataError
-from lmx.core.workdir import write_atomic
 from lmx.curate import records
 from lmx.curate.config import BuildConfig, SourceConfig
 from lmx.curate.contamination import NGrams
@@ -165,7 +164,8 @@ def clean(
         for rows in _grouped(_kept(shard, source, cleaner, tally)):
             columns = list(zip(*rows, strict=True))
             writer.write_table(pyarrow.table(columns, schema=SCHEMA))
-    write_atomic(done, json.dumps(tally.to_json()).encode())
+    with whole(done) as unfinished:
+        unfinished.write_text(json.dumps(tally.to_json()), "utf-8")
 
 
 def _kept(

@@ -1,95 +1,121 @@
-"""What a build keeps: the clean documents of all shards that are no duplicates."""
+"""What a build keeps: the clean documents that are no duplicates, without repeats.
+
+They are read piece by piece: a piece is what one process takes at a time, so what was
+one large file is nevertheless the work of all.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 
 from lmx.curate.clean import Shard
 from lmx.curate.keys import among, document_numbers, dropped
-from lmx.curate.repeats import Cutter
 
-ROWS = 1024  # read at a time
+
+class Piece(NamedTuple):
+    """A row group of a clean shard; `start` is the row that is its first."""
+
+    source: str
+    shard: int
+    group: int
+    start: int
+    rows: int
+
+    @property
+    def stem(self) -> str:
+        """Returns what its files are called."""
+        return f"{self.shard:06d}-{self.group:06d}"
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Returns the numbers of its documents, int64 [rows]."""
+        return document_numbers(self.shard, self.rows, start=self.start)
+
+    def read(self, folder: Path, columns: list[str] | None = None) -> pyarrow.Table:
+        """Returns its clean documents, those that will not be kept too."""
+        path = folder / "clean" / f"{self.shard:06d}.parquet"
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return file.read_row_group(self.group, columns=columns)
+
+
+class Row(NamedTuple):
+    """A document that is kept."""
+
+    name: str
+    text: str
+    held_out: bool
+    fields: str | None
+    """JSON of an example; None of a text."""
+
+
+def pieces(shards: Iterable[Shard], folder: Path) -> list[Piece]:
+    """Returns the pieces of clean shards, in their order."""
+    found = []
+    for shard in shards:
+        path = folder / "clean" / f"{shard.stem}.parquet"
+        about = pyarrow.parquet.read_metadata(path)
+        start = 0
+        for group in range(about.num_row_groups):
+            rows = about.row_group(group).num_rows
+            found.append(Piece(shard.source, shard.number, group, start, rows))
+            start += rows
+    return found
 
 
 class Kept:
-    """Documents in the order of the shards, read as often as needed."""
+    """The documents that a build keeps, once duplicates and repeats were found."""
 
-    def __init__(
-        self,
-        shards: Sequence[Shard],
-        folder: Path,
-        *,
-        validation_fraction: float,
-        repeated_words: int | None,
-    ):
-        """Takes a build's folder in which duplicates and repeats were found."""
-        self._shards, self._folder = shards, folder
-        self._fraction = validation_fraction
+    def __init__(self, folder: Path, *, validation_fraction: float):
+        """Takes a build's folder and the share of documents that is held out."""
+        self._folder, self._fraction = folder, validation_fraction
         self._gone = dropped(folder)
-        self._cutter = repeated_words and Cutter(folder, words=repeated_words)
 
-    def documents(
+    def rows(self, piece: Piece) -> Iterator[Row]:
+        """Yields the documents of a piece."""
+        table = self._read(piece)
+        yield from map(Row, *(table[name].to_pylist() for name in Row._fields))
+
+    def texts(
         self,
-        source: str | None = None,
+        pieces: Sequence[Piece],
         *,
         held_out: bool | None = None,
-        cuts: Counter[str] | None = None,
-    ) -> Iterator[tuple[str, str]]:
-        """Yields (name, text) of a source's documents, or of all; of a split, or both.
+        every: int = 1,
+    ) -> Iterator[str]:
+        """Yields the text of every so many-th document of a split, or of both."""
+        seen = 0
+        for piece in pieces:
+            table = self._read(piece)
+            if held_out is not None:
+                mine = pyarrow.compute.equal(table["held_out"], held_out)
+                table = table.filter(mine)
+            taken = np.arange(-seen % every, table.num_rows, every)
+            yield from table["text"].take(taken).to_pylist()
+            seen += table.num_rows
+
+    def _read(self, piece: Piece) -> pyarrow.Table:
+        """Returns the columns of `Row` of what is kept of a piece.
 
         A document is held out by its fingerprint, so copies would be together.
         """
-        for name, text, _ in self.records(source, held_out=held_out, cuts=cuts):
-            yield name, text
-
-    def records(
-        self,
-        source: str | None = None,
-        *,
-        held_out: bool | None = None,
-        cuts: Counter[str] | None = None,
-    ) -> Iterator[tuple[str, str, str | None]]:
-        """Yields (name, text, JSON of the fields of an example) of these documents.
-
-        `cuts` counts the documents that lost a passage, the characters, and the
-        documents of which no letter was left: these do not come.
-        """
-        cuts = Counter() if cuts is None else cuts
-        for shard in self._shards:
-            if source not in (None, shard.source):
-                continue
-            for number, name, text, fingerprint, fields in self._rows(shard):
-                share = int.from_bytes(fingerprint[:8], "big") / 2**64
-                if held_out not in (None, share < self._fraction):
-                    continue
-                if self._cutter and fields is None:  # examples are whole
-                    text, gone = self._cutter.cut(number, text)
-                    cuts.update(documents=bool(gone), characters=gone)
-                    if gone and not any(letter.isalnum() for letter in text):
-                        cuts["emptied"] += 1
-                        continue
-                yield name, text, fields
-
-    def texts(self, *, held_out: bool | None = None, every: int = 1) -> Iterator[str]:
-        """Yields the text of every so many-th document of a split, or of both."""
-        for index, (_, text) in enumerate(self.documents(held_out=held_out)):
-            if index % every == 0:
-                yield text
-
-    def _rows(self, shard: Shard) -> Iterator[tuple[int, str, str, bytes, str | None]]:
-        """Yields (number, name, text, fingerprint, fields) of what is no copy."""
-        path = self._folder / "clean" / f"{shard.stem}.parquet"
-        start = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=ROWS):
-            numbers = document_numbers(shard.number, batch.num_rows, start=start)
-            start += batch.num_rows
-            stays = ~among(numbers, self._gone)
-            columns = (batch.column(i).to_pylist() for i in range(4))
-            rows = zip(*columns, strict=True)
-            for number, row, stay in zip(numbers, rows, stays, strict=True):
-                if stay:
-                    yield int(number), *row
+        table = piece.read(self._folder)
+        prints = np.frombuffer(b"".join(table["fingerprint"].to_pylist()), ">u8")
+        share = prints[::2].astype(np.float64) / 2**64
+        table = table.append_column("held_out", pyarrow.array(share < self._fraction))
+        stays = ~among(piece.numbers, self._gone)
+        cuts = self._folder / "cuts" / f"{piece.stem}.parquet"
+        if cuts.exists():
+            found = pyarrow.parquet.read_table(cuts)
+            texts = table["text"].to_pylist()
+            for row, text in zip(found["row"], found["text"], strict=True):
+                texts[row.as_py()] = text.as_py()
+            table = table.set_column(1, "text", pyarrow.array(texts, pyarrow.string()))
+            stays[found["row"].filter(found["emptied"]).to_numpy()] = False
+        return table.filter(pyarrow.array(stays))

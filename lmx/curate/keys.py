@@ -70,10 +70,15 @@ def first_of_each(key: np.ndarray, number: np.ndarray) -> np.ndarray:
     return number[np.flatnonzero(begins)[np.cumsum(begins) - 1]]
 
 
+def drop(folder: Path) -> None:
+    """Writes dropped.npy: the documents of exact.npy and near.npy that go, sorted."""
+    pairs = [np.load(folder / f"{name}.npy")[:, 0] for name in ("exact", "near")]
+    save(folder / "dropped.npy", np.unique(np.concatenate(pairs)))
+
+
 def dropped(folder: Path) -> np.ndarray:
     """Returns the numbers of the documents that are copies of others, sorted."""
-    pairs = [np.load(folder / f"{name}.npy")[:, 0] for name in ("exact", "near")]
-    return np.unique(np.concatenate(pairs))
+    return np.load(folder / "dropped.npy", mmap_mode="r")
 
 
 def among(numbers: np.ndarray, held: np.ndarray) -> np.ndarray:

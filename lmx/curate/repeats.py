@@ -1,21 +1,33 @@
 """Passages that an earlier document holds, cut from all that follow it.
 
 What is cut, and how, is in `substrings`; here is who held a passage first, over all
-documents, with memory for one range of hashes.
+documents, with memory for one range of hashes, and what is left of the others.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pyarrow.parquet
 
 from lmx.curate import keys
+from lmx.curate.kept import Piece
 from lmx.curate.substrings import cut, window_hashes
 
 RUN_ROWS = 1024  # documents whose hashes are in memory at a time
 HELD = np.dtype([("number", "<i8"), ("key", "<u8")])
+CUTS = pyarrow.schema(
+    [
+        ("row", pyarrow.int64()),
+        ("text", pyarrow.string()),
+        ("characters", pyarrow.int64()),
+        ("emptied", pyarrow.bool_()),
+    ]
+)
 
 
 def hash_windows(shard: int, *, words: int, folder: Path) -> None:
@@ -47,7 +59,10 @@ def hash_windows(shard: int, *, words: int, folder: Path) -> None:
 
 
 def find_held(part: int, *, parts: int, folder: Path) -> None:
-    """Writes held/PART.npy: HELD [n], passages of documents that are not the first."""
+    """Writes held/PART.npy: HELD [n], passages of documents that are not the first.
+
+    They are sorted by the documents.
+    """
     done = folder / "held" / f"{part:04d}.npy"
     if done.exists():
         return
@@ -55,22 +70,59 @@ def find_held(part: int, *, parts: int, folder: Path) -> None:
     later = keys.first_of_each(key, number) != number
     held = np.empty(int(later.sum()), HELD)
     held["key"], held["number"] = key[later], number[later]
+    held.sort(order=["number", "key"])
     keys.save(done, held)
 
 
-class Cutter:
-    """Cuts from each document what an earlier one holds.
+def cut_piece(piece: Piece, *, words: int, folder: Path) -> None:
+    """Writes cuts/PIECE.parquet: each document that loses a passage, without it.
 
-    It has in memory what all documents share: 16 bytes for each passage held before.
+    `emptied` is one of which no letter is left. Memory is for what one piece repeats.
     """
+    done = folder / "cuts" / f"{piece.stem}.parquet"
+    if done.exists():
+        return
+    numbers = piece.numbers
+    stays = ~keys.among(numbers, keys.dropped(folder))
+    held = _held(numbers, folder)
+    edges = np.searchsorted(held["number"], [*numbers, numbers[-1] + 1])
+    rows = []
+    for row, text in enumerate(piece.read(folder, ["text"])["text"].to_pylist()):
+        if stays[row]:
+            mine = held["key"][edges[row] : edges[row + 1]]
+            left, gone = cut(text, mine, n=words)
+            if gone:
+                emptied = not any(map(str.isalnum, left))
+                rows.append(
+                    dict(zip(CUTS.names, (row, left, gone, emptied), strict=True))
+                )
+    table = pyarrow.Table.from_pylist(rows, schema=CUTS)
+    with keys.whole(done) as unfinished:
+        pyarrow.parquet.write_table(table, unfinished)
 
-    def __init__(self, folder: Path, *, words: int):
-        found = [np.load(path) for path in sorted((folder / "held").glob("*.npy"))]
-        self._held = np.concatenate([np.zeros(0, HELD), *found])
-        self._held.sort(order=["number", "key"])
-        self._words = words
 
-    def cut(self, number: int, text: str) -> tuple[str, int]:
-        """Returns the text of a document without it, and the characters that went."""
-        first, last = np.searchsorted(self._held["number"], [number, number + 1])
-        return cut(text, self._held["key"][first:last], n=self._words)
+def count_cuts(pieces: Iterable[Piece], folder: Path) -> dict[str, Counter[str]]:
+    """Returns what was cut of each source: documents, characters, documents emptied."""
+    found: dict[str, Counter[str]] = {}
+    for piece in pieces:
+        path = folder / "cuts" / f"{piece.stem}.parquet"
+        if path.exists():
+            of = pyarrow.parquet.read_table(path, columns=["characters", "emptied"])
+            found.setdefault(piece.source, Counter()).update(
+                documents=of.num_rows,
+                characters=int(of["characters"].to_numpy().sum()),
+                emptied=int(of["emptied"].to_numpy().sum()),
+            )
+    return found
+
+
+def _held(numbers: np.ndarray, folder: Path) -> np.ndarray:
+    """Returns HELD [n] of some documents, sorted: their slices of all parts."""
+    slices = [np.zeros(0, HELD)]
+    for path in sorted((folder / "held").glob("*.npy")):
+        part = np.load(path, mmap_mode="r")
+        first, last = np.searchsorted(part["number"], [numbers[0], numbers[-1] + 1])
+        slices.append(np.array(part[first:last]))
+    found = np.concatenate(slices)
+    found.sort(order=["number", "key"])
+    return found

@@ -48,10 +48,12 @@ class Processes:
                 advance(1)
             return
         # Not fork: it may leave locks of threads held for ever.
+        processes = min(self.workers, len(items))
         pool = concurrent.futures.ProcessPoolExecutor(
-            min(self.workers, len(items)),
+            processes,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_prepare_process,
+            initargs=(self.workers // processes,),
         )
         try:
             tasks = [pool.submit(work, item) for item in items]
@@ -100,7 +102,8 @@ def _quietly(work: Work, item: Any) -> None:
     work(item)
 
 
-def _prepare_process() -> None:
+def _prepare_process(cores: int) -> None:
     """Leaves the other cores to the other processes, and Ctrl-C to the first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["TOKENIZERS_PARALLELISM"] = str(cores > 1).lower()
+    os.environ["RAYON_NUM_THREADS"] = str(cores)

@@ -10,8 +10,6 @@ are the matter of `minhash`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from lmx.curate.hashing import hash_windows
@@ -27,20 +25,6 @@ def window_hashes(text: str, *, n: int = 50) -> Array:
     word. Shorter texts have none.
     """
     return np.unique(hash_windows(find_words(text).hashes(), n))
-
-
-def held_earlier(hashes: Sequence[Array]) -> list[Array]:
-    """Returns for each document those of its hashes that one before it has, sorted.
-
-    `hashes` are the `window_hashes` of documents in the order of preference.
-    """
-    counts = [len(one) for one in hashes]
-    joined = np.concatenate([np.zeros(0, np.uint64), *hashes])
-    owners = np.repeat(np.arange(len(hashes)), counts)
-    _, first, which = np.unique(joined, return_index=True, return_inverse=True)
-    earlier = owners[first][which] != owners
-    parts = zip(hashes, np.split(earlier, np.cumsum(counts)[:-1]), strict=True)
-    return [one[held] for one, held in parts] if hashes else []
 
 
 def cut(text: str, held: Array, *, n: int = 50) -> tuple[str, int]:

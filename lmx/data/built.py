@@ -8,7 +8,8 @@
     STORE/validation/NAME/     the same, and text.txt: the documents end to end
     STORE/card.json, card.html what went in, what was dropped and why
 
-This is the one module that knows the layout: `create` writes it, `open_built` reads it.
+This is the one module that knows the layout: `write_part` writes a part of a source,
+`create` makes a store of parts, `open_built` reads it.
 Each store's own manifest has the hashes of its files, and the manifest above them has
 theirs. What the card says, and how documents were chosen, is not known here.
 """
@@ -16,7 +17,6 @@ theirs. What the card says, and how documents were chosen, is not known here.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from lmx.core import errors
 from lmx.data import store
+from lmx.data.joining import join_stores
 from lmx.data.store import TokenStore
 from lmx.inputs.example import Example
 from lmx.inputs.tokenizers import Tokenizer
@@ -41,21 +42,15 @@ TEMPLATE = "tokenizer/chat_template.jinja"
 
 Documents = Iterable[tuple[str, str]] | Iterable[tuple[str, str, Example]]
 Card = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], str]]
-Progress = Callable[[str, str, int], None]
+Progress = Callable[[int], None]
 
 
 class Content(NamedTuple):
-    """What a build kept of a source; documents are read once.
-
-    They are (name, text); or (name, text, example) where `group`, which says how many
-    successive examples belong together, is above 0.
-    """
+    """A source of a mix: its rights, and what `write_part` wrote, in its order."""
 
     licence: str
     uses: tuple[str, ...]
-    train: Documents
-    validation: Documents
-    group: int = 0
+    parts: Sequence[Path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +89,30 @@ class Built:
         return content.decode("utf-8", "surrogateescape").split("\n")[:-1]
 
 
+def write_part(
+    directory: Path,
+    tokenizer: Tokenizer,
+    *,
+    train: Documents,
+    validation: Documents,
+    group: int = 0,
+) -> Path:
+    """Writes a part of a source, both splits of it, and returns its directory.
+
+    Documents are (name, text), each read once; or (name, text, example) where `group`,
+    which says how many successive examples belong together, is above 0.
+    """
+    for split, documents in zip(SPLITS, (train, validation), strict=True):
+        noted: Iterator[Any] = _noted(
+            directory / split, documents, with_text=split == "validation"
+        )
+        if group:
+            store.write_examples(directory / split, noted, tokenizer, group=group)
+        else:
+            store.write_store(directory / split, noted, tokenizer)
+    return directory
+
+
 def create(
     directory: Path,
     tokenizer: Tokenizer,
@@ -102,21 +121,24 @@ def create(
     config: Mapping[str, Any],
     card: Card,
     chat_template: str | None = None,
-    progress: Progress = lambda split, source, done: None,
+    progress: Progress = lambda done: None,
 ) -> None:
     """Writes a store, which is at `directory` when it is whole and not before.
+
+    How sources were cut into parts does not change it.
 
     Args:
       directory: new; its parents are made.
       tokenizer: of all sources; it is saved with them.
-      sources: by name; they are written in the order of their names.
+      sources: by name, each of one part or more; written in the order of their names.
       config: JSON values that say how it was built.
       card: called with the counts, `manifest["sources"]`, for the JSON and HTML card.
       chat_template: what conversations were encoded with, if there were any.
-      progress: called with the split, the source and its bytes encoded so far.
+      progress: called with the parts that were joined since.
 
     Raises:
       UserError: there is something at `directory`, or a source's name is no name.
+      DataError: a part is not as it was written.
       StorageError: it cannot be written; nothing is left of it.
     """
     if os.path.lexists(directory):
@@ -138,14 +160,14 @@ def create(
         for name, content in sorted(sources.items()):
             counts[name] = {"licence": content.licence, "uses": list(content.uses)}
             for split in SPLITS:
-                documents = content.train if split == "train" else content.validation
-                counts[name][split] = _write_split(
-                    partial / split / name,
-                    documents,
-                    tokenizer,
-                    group=content.group,
-                    progress=progress,
-                )
+                place = partial / split / name
+                found = join_stores(place, [part / split for part in content.parts])
+                counts[name][split] = {
+                    "documents": found["documents"],
+                    "tokens": found["tokens"],
+                    "bytes": found["source_bytes"],
+                }
+            progress(len(content.parts))
         content_json, html = card(counts)
         _write(partial / CARD[0], json.dumps(content_json, indent=2) + "\n")
         _write(partial / CARD[1], html)
@@ -221,34 +243,6 @@ def tokens_digest(sources: Sequence[SourceStores]) -> str:
         return sources[0].train.digest
     content = json.dumps([[source.name, source.train.digest] for source in sources])
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _write_split(
-    directory: Path,
-    documents: Documents,
-    tokenizer: Tokenizer,
-    *,
-    group: int,
-    progress: Progress,
-) -> dict[str, int]:
-    """Writes a split of a source and returns its counts."""
-    split, source = directory.parent.name, directory.name
-    noted: Iterator[Any] = _noted(directory, documents, with_text=split == "validation")
-    write: Any = store.write_store
-    if group:
-        write = functools.partial(store.write_examples, group=group)
-    write(
-        directory,
-        noted,
-        tokenizer,
-        progress=lambda done: progress(split, source, done),
-    )
-    found = store.read_manifest(directory)
-    return {
-        "documents": found["documents"],
-        "tokens": found["tokens"],
-        "bytes": found["source_bytes"],
-    }
 
 
 def _noted(

@@ -296,7 +296,7 @@ def train_tokenizer(
     if vocab_size < smallest and kind != "byte":
         raise errors.UserError(
             f"vocab_size {vocab_size} is too small for a {kind!r} tokenizer, which "
-            f"needs {smallest}; set data.vocab_size={smallest} or more"
+            f"needs {smallest}; set vocab_size={smallest} or more"
         )
     backend = tokenizers.Tokenizer(make_model())
     pattern = r"[\s\S]" if kind == "char" else PIECES

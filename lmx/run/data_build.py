@@ -59,8 +59,9 @@ def main(argv: list[str]) -> int:
     from lmx.curate.build import build
 
     with Stages() as stages:
-        build(checked, out, runner=make(options), stage=stages.begin)
-    print(f"{out} is built; its data card is {out / 'card.html'}")
+        new = build(checked, out, runner=make(options), stage=stages.begin)
+    done = "is built" if new else "was built already, from the same config and files"
+    print(f"{out} {done}; its data card is {out / 'card.html'}")
     print(f"next: lmx data show {options.out} --row=0", file=sys.stderr)
     return DONE
 

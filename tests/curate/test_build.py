@@ -6,12 +6,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -237,61 +232,6 @@ def test_beam_builds_the_same_store(folder):
     built(made, folder / "here")
     build(made, folder / "beam", runner=Beam(), stage=quiet)
     assert digest(folder / "here") == digest(folder / "beam")
-
-
-def test_a_build_that_is_killed_goes_on_and_ends_the_same(folder, monkeypatch):
-    built(config(folder), folder / "whole")
-    monkeypatch.setattr(records, "SHARD_BYTES", 2000)
-    command = [
-        *(sys.executable, "-c", KILLED, str(folder), str(folder / "store")),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    for _ in range(3):
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
-        wait_for(folder, process)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (folder / "store").exists()
-    (unfinished,) = folder.glob(".store.building/*/clean")
-    cleaned = sorted(unfinished.glob("*.json"))
-    before = [path.stat().st_mtime_ns for path in cleaned]
-    seen = []
-    monkeypatch.setattr(
-        "lmx.curate.build.check_damage",
-        lambda config, tallies: seen.extend(p.stat().st_mtime_ns for p in cleaned),
-    )
-    built(config(folder), folder / "store", workers=2)
-    assert len(before) >= 3
-    assert seen == before  # what was done was not done again
-    assert digest(folder / "whole") == digest(folder / "store")
-    assert not list(folder.glob(".store.building"))
-
-
-KILLED = f"""
-import sys, time
-from pathlib import Path
-sys.path.insert(0, str(Path(sys.argv[1])))
-import importlib.util
-spec = importlib.util.spec_from_file_location("here", {__file__!r})
-here = importlib.util.module_from_spec(spec); spec.loader.exec_module(here)
-from lmx.curate import clean, records
-records.SHARD_BYTES = 2000
-write = clean.write_atomic
-def slow(path, content):
-    write(path, content); time.sleep(0.3)
-clean.write_atomic = slow
-here.built(here.config(Path(sys.argv[1])), Path(sys.argv[2]))
-"""
-
-
-def wait_for(folder: Path, process, *, seconds: float = 60) -> None:
-    """Waits until one more shard is clean."""
-    before = len(list(folder.glob(".store.building/*/clean/*.json")))
-    deadline = time.monotonic() + seconds
-    while len(list(folder.glob(".store.building/*/clean/*.json"))) <= before:
-        assert process.poll() is None, "the build ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_too_many_damaged_records_stop_a_build_by_name(folder):

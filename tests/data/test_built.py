@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from lmx.core.errors import DataError, UserError
 from lmx.data import built, store
-from lmx.data.built import Content, create, open_built
+from lmx.data.built import Content, create, open_built, write_part
 from lmx.inputs.tokenizers import train_tokenizer
 
 
@@ -22,23 +23,47 @@ def documents(name: str, count: int) -> list[tuple[str, str]]:
     ]
 
 
+class Kept(NamedTuple):
+    licence: str
+    uses: tuple[str, ...]
+    train: list[tuple[str, str]]
+    validation: list[tuple[str, str]]
+
+
 SOURCES = {
-    "wiki": Content("CC0-1.0", ("train",), documents("w", 7), documents("v", 3)),
-    "code": Content("MIT", ("train", "commercial"), documents("c", 5), []),
+    "wiki": Kept("CC0-1.0", ("train",), documents("w", 7), documents("v", 3)),
+    "code": Kept("MIT", ("train", "commercial"), documents("c", 5), []),
 }
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("built") / "store"
+def make(directory: Path, sources=SOURCES, *, size: int = 99) -> Path:
+    """Writes a store of parts of so many documents; the last part has none."""
+    tokenizer = train_tokenizer("byte", [], 259)
+    contents = {}
+    for name, (licence, uses, train, validation) in sources.items():
+        parts = [
+            write_part(
+                directory.with_name(f"{directory.name}-{name}-{first}"),
+                tokenizer,
+                train=train[first : first + size],
+                validation=validation[first : first + size],
+            )
+            for first in range(0, len(train) + size, size)
+        ]
+        contents[name] = Content(licence, uses, parts)
     create(
         directory,
-        train_tokenizer("byte", [], 259),
-        sources=SOURCES,
+        tokenizer,
+        sources=contents,
         config={"seed": 3},
         card=lambda counts: ({"sources": sorted(counts)}, "<p>card</p>"),
     )
     return directory
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return make(tmp_path_factory.mktemp("built") / "store")
 
 
 def test_what_was_written_reads_back(whole):
@@ -72,15 +97,9 @@ def test_counts_and_card_are_those_of_the_stores(whole):
     }
 
 
-def test_the_same_content_gives_the_same_bytes(whole, tmp_path):
-    backwards = dict(reversed(SOURCES.items()))
-    create(
-        tmp_path / "again",
-        train_tokenizer("byte", [], 259),
-        sources=backwards,
-        config={"seed": 3},
-        card=lambda counts: ({"sources": sorted(counts)}, "<p>card</p>"),
-    )
+@pytest.mark.parametrize("size", [1, 2, 99])
+def test_the_same_content_gives_the_same_bytes(whole, tmp_path, size):
+    make(tmp_path / "again", dict(reversed(SOURCES.items())), size=size)
     left, right = (
         {p.relative_to(d): p.read_bytes() for p in sorted(d.rglob("*")) if p.is_file()}
         for d in (whole, tmp_path / "again")
@@ -153,14 +172,8 @@ def test_a_name_that_is_no_folder_name_is_refused(tmp_path):
 
 
 def test_line_breaks_in_a_name_keep_one_line_for_each_document(tmp_path):
-    content = Content("CC0-1.0", ("train",), [("a\nb\r#0", "x"), ("c", "y")], [])
-    create(
-        tmp_path / "store",
-        train_tokenizer("byte", [], 259),
-        sources={"one": content},
-        config={},
-        card=lambda counts: ({}, ""),
-    )
+    named = Kept("CC0-1.0", ("train",), [("a\nb\r#0", "x"), ("c", "y")], [])
+    make(tmp_path / "store", {"one": named})
     assert open_built(tmp_path / "store").names("train", "one") == ["a␊b␍#0", "c"]
     assert np.diff(
         open_built(tmp_path / "store").sources[0].train.offsets

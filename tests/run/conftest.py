@@ -7,7 +7,7 @@ import pytest
 
 import lmx
 from lmx.core.config import freeze
-from lmx.data.built import Content, create
+from lmx.data.built import Content, create, write_part
 from lmx.inputs.tokenizers import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -66,13 +66,18 @@ def built(tmp_path_factory):
         for name, pattern in FILES.items()
     }
     tokenizer = train_tokenizer("bpe", (t for d in texts.values() for _, t in d), 300)
-    directory = tmp_path_factory.mktemp("built") / "store"
+    folder = tmp_path_factory.mktemp("built")
+    directory = folder / "store"
+    parts = {
+        name: write_part(folder / name, tokenizer, train=some[2:], validation=some[:2])
+        for name, some in texts.items()
+    }
     create(
         directory,
         tokenizer,
         sources={
-            name: Content(f"licence of {name}", ("train",), some[2:], some[:2])
-            for name, some in texts.items()
+            name: Content(f"licence of {name}", ("train",), [part])
+            for name, part in parts.items()
         },
         config={},
         card=lambda counts: ({}, ""),

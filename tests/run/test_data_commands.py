@@ -13,7 +13,7 @@ from rich.console import Console
 from lmx.__main__ import main
 from lmx.core.config import flatten, freeze
 from lmx.core.errors import DONE, USAGE
-from lmx.data.built import Content, create, open_built
+from lmx.data.built import Content, create, open_built, write_part
 from lmx.data.rows import Rows
 from lmx.inputs.tokenizers import train_tokenizer
 from lmx.run.build import build
@@ -130,9 +130,10 @@ def test_documents_alternate_in_colour_and_what_has_no_loss_is_dim(built):
 
 def test_a_corpus_commands_no_terminal(tmp_path):
     evil = "a\x1b]0;title\x07b\x9bc\u202ed\x7f\r\n"
-    content = Content("x", ("train",), [(f"{evil}.txt", evil)], [])
     tokenizer = train_tokenizer("byte", [], 259)
-    sources = {"one": content}
+    documents = [(f"{evil}.txt", evil)]
+    part = write_part(tmp_path / "part", tokenizer, train=documents, validation=[])
+    sources = {"one": Content("x", ("train",), [part])}
     create(
         tmp_path / "s", tokenizer, sources=sources, config={}, card=lambda c: ({}, "")
     )
@@ -178,10 +179,14 @@ def test_trace_looks_into_runs_and_tells_a_store_that_was_built_anew(
     shutil.copytree(mixed_run[0], tmp_path / "runs" / "mine")
     _, out, _ = run(capsys, "data", "trace", built, "--source=data")
     assert out.count("runs/mine ") == 2
+    tokenizer = open_built(built).tokenizer
+    part = write_part(
+        tmp_path / "part", tokenizer, train=[("a", "other text")], validation=[]
+    )
     create(
         tmp_path / "again",
-        open_built(built).tokenizer,
-        sources={"data": Content("x", (), [("a", "other text")], [])},
+        tokenizer,
+        sources={"data": Content("x", (), [part])},
         config={},
         card=lambda counts: ({}, ""),
     )
