@@ -18,7 +18,7 @@ from lmx.data.mixture import Mixture
 from lmx.data.rows import Rows
 from lmx.inputs.batch import Batch
 
-BLOCK, BLOCKS_KEPT = 4096, 4  # rows whose ids are computed at once
+BLOCK, BLOCKS_KEPT = 1 << 14, 4  # rows whose ids are computed at once
 NO_ROWS = np.zeros(0, np.int64)
 
 

@@ -17,117 +17,88 @@ placed together. It holds 20 bytes an example; no order, no step is known here.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 
 import numpy as np
 
-from lmx.core import errors
-from lmx.data.packing import Waste
-from lmx.inputs.batch import Batch
+from lmx.data.packing import Waste, check_length
+from lmx.data.stream import Layout, Stream
 
 WINDOW = 1 << 16  # pieces that rows are filled from
 NO_ROWS = np.zeros(0, np.int64)
 
 
 class BestFit:
-    """Cuts a store of examples into rows of `context_length` positions."""
+    """Cuts a stream of examples into rows of `context_length` positions."""
 
-    def __init__(
-        self,
-        tokens: np.ndarray,
-        offsets: np.ndarray,
-        *,
-        context_length: int,
-        pad_id: int,
-        weights: np.ndarray | None = None,
-        packing: str = "best_fit",
-        group: int = 1,
-        window: int = WINDOW,
-    ):
-        """Takes tokens [T] and the examples' starts in it, then T: offsets [n + 1].
-
-        `weights`, uint8 [T], is of each token as a target; None is 1. Of examples
-        `group` belong together.
-        """
-        if context_length < 1:
-            raise errors.UserError(
-                f"context_length is {context_length}; it must be 1 or more"
-            )
-        assert packing == "best_fit"
-        self._tokens, self._weights, self._offsets = tokens, weights, offsets
-        self._length, self._pad_id = context_length, pad_id
-        self._group, self._left_out = group, 0
-        if group == 1:
-            starts, lengths = pieces(offsets, context_length)
-            sizes = lengths
-        else:
-            starts, lengths = members(offsets, group, context_length)
-            sizes = lengths.reshape(-1, group).sum(axis=1)
-            self._left_out = len(offsets) // group - len(sizes)
-        order, firsts = plan(sizes, context_length, window=window)
-        order = (order[:, None] * group + np.arange(group)).ravel()
-        self._starts, self._lengths = starts[order], lengths[order].astype(np.int32)
+    def __init__(self, stream: Stream, *, context_length: int, window: int = WINDOW):
+        """Plans the rows of each store; raises a `UserError` for a length below 1."""
+        check_length(context_length)
+        self._stream, self._length = stream, context_length
+        starts, lengths, held, counts = [], [], [NO_ROWS], []
+        cut = left_out = 0
+        stores = zip(
+            itertools.pairwise(stream.documents.tolist()), stream.groups, strict=True
+        )
+        for (first, last), group in stores:
+            offsets = stream.offsets[first : last + 1]
+            if group == 1:
+                start, length = pieces(offsets, context_length)
+                sizes = length
+                cut += int(np.count_nonzero(np.diff(offsets) - 1 > context_length))
+            else:
+                start, length = members(offsets, group, context_length)
+                sizes = length.reshape(-1, group).sum(axis=1)
+                left_out += (last - first) // group - len(sizes)
+            order, firsts = plan(sizes, context_length, window=window)
+            order = (order[:, None] * group + np.arange(group)).ravel()
+            starts.append(start[order])
+            lengths.append(length[order].astype(np.int32))
+            held.append(np.diff(firsts) * group)
+            counts.append(len(firsts) - 1)
+        self._starts, self._lengths = np.concatenate(starts), np.concatenate(lengths)
         # Row r has the pieces from self._firsts[r] to self._firsts[r + 1].
-        self._firsts = firsts * group
-        self.num_rows = len(self._firsts) - 1
-
-    @property
-    def waste(self) -> Waste:
-        """What the rows cost beyond the tokens they predict."""
+        self._firsts = np.concatenate([[0], np.cumsum(np.concatenate(held))])
+        self.counts = np.array(counts)
+        """How many rows each store has."""
         used = int(self._lengths.sum(dtype=np.int64))
-        padding = self.num_rows * self._length - used
-        if self._group > 1:
-            return Waste(padding, 0, self._left_out)
-        cut = int(np.count_nonzero(np.diff(self._offsets) - 1 > self._length))
-        return Waste(padding, cut)
+        self.waste = Waste(sum(counts) * context_length - used, cut, left_out)
+        """What the rows cost beyond the tokens they predict."""
 
-    def batch(self, rows: np.ndarray) -> Batch:
-        """Returns the rows, int64 [B], as a batch; a row below 0 is all padding."""
-        B, L = len(rows), self._length
+    def layout(self, rows: np.ndarray) -> Layout:
+        """Returns what is in the rows, int64 [B]; a row below 0 is all padding."""
         row_P, piece_P = self._pieces(rows)
         length_P = self._lengths[piece_P].astype(np.int64)
-        ends_P = np.cumsum(length_P)
-        within_N = np.arange(int(length_P.sum())) - np.repeat(
-            ends_P - length_P, length_P
-        )
-        source_N = np.repeat(self._starts[piece_P], length_P) + within_N
-        # Pieces of a row follow each other, so those of all rows do but for padding.
-        used_B = np.bincount(row_P, length_P, B).astype(np.int64)
-        real_BL = np.arange(L) < used_B[:, None]
+        before_P = np.cumsum(length_P) - length_P
         first_P = np.searchsorted(row_P, row_P)
-        segment_P = np.arange(1, len(row_P) + 1) - first_P
-        weight_N: np.ndarray | float = 1.0
-        if self._weights is not None:
-            weight_N = self._weights[source_N + 1]
-
-        def spread(values: np.ndarray | float, padding: float, dtype) -> np.ndarray:
-            field_BL = np.full((B, L), padding, dtype)
-            field_BL[real_BL] = values
-            return field_BL
-
-        return Batch(
-            tokens=spread(self._tokens[source_N], self._pad_id, np.int32),
-            targets=spread(self._tokens[source_N + 1], self._pad_id, np.int32),
-            loss_weights=spread(weight_N, 0, np.float32),
-            segment_ids=spread(np.repeat(segment_P, length_P), 0, np.int32),
-            positions=spread(within_N, 0, np.int32),
+        begin_P = row_P * self._length + before_P - before_P[first_P]
+        # A piece without a target, at the end of a full row, would be of the next.
+        later_P = np.arange(len(row_P)) > first_P
+        later_P &= begin_P < (row_P + 1) * self._length
+        used_P = length_P > 0
+        return Layout(
+            begin_P=begin_P[used_P],
+            start_P=self._starts[piece_P[used_P]],
+            length_P=length_P[used_P],
+            begin_D=begin_P[later_P],
+            unpredicted_N=NO_ROWS,  # each piece ends with a target of its own
         )
 
     def documents(self, row: int) -> list[int]:
         """Returns the numbers of the examples that a row has tokens of."""
         _, piece_P = self._pieces(np.array([row]))
-        found = np.searchsorted(self._offsets, self._starts[piece_P], "right") - 1
-        return found.tolist()
+        offsets = self._stream.offsets
+        return (np.searchsorted(offsets, self._starts[piece_P], "right") - 1).tolist()
 
     def _pieces(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns which of `rows` each of their pieces is in, and its number."""
-        real_B = rows >= 0
         first_B = self._firsts[np.maximum(rows, 0)]
-        last_B = self._firsts[np.minimum(np.maximum(rows, 0) + 1, self.num_rows)]
-        count_B = np.where(real_B, last_B - first_B, 0)
+        last_B = self._firsts[np.maximum(rows, -1) + 1]
+        count_B = np.where(rows < 0, 0, last_B - first_B)
         row_P = np.repeat(np.arange(len(rows)), count_B)
         before_B = np.cumsum(count_B) - count_B
-        return row_P, np.arange(len(row_P)) - before_B[row_P] + first_B[row_P]
+        return row_P, np.arange(len(row_P)) + (first_B - before_B)[row_P]
 
 
 def pieces(offsets: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmx.core import errors
-from lmx.data import order
+from lmx.data.order import Orders
 
 LARGEST_TOTAL = 1 << 31
 """Products of a remainder and a weight must fit 64 bits."""
@@ -79,23 +79,13 @@ class Mixture:
             length = self._starts[stage] - self._starts[stage - 1]
             passed = self._shares(stage - 1, int(length))
             self._before[stage] = self._before[stage - 1] + passed
-        errors.pick({"epoch": None, "none": None}, shuffle, "shuffle")
-        self._shuffle = shuffle
-        self._seeds = [_seed_of(name, seed, lone=len(rows) == 1) for name in rows]
+        seeds = [_seed_of(name, seed, lone=len(rows) == 1) for name in rows]
+        self._orders = Orders(list(rows.values()), seeds=seeds, shuffle=shuffle)
 
     def rows(self, start: int, stop: int) -> np.ndarray:
         """Returns the ids, int64 [stop - start], of the rows at these positions."""
         sources, turns = self.turns(start, stop)
-        found = np.empty(len(sources), np.int64)
-        for source in np.unique(sources):
-            mine = sources == source
-            found[mine] = self.first_rows[source] + order.rows_of_turns(
-                turns[mine],
-                rows=int(self.num_rows[source]),
-                seed=self._seeds[source],
-                shuffle=self._shuffle,
-            )
-        return found
+        return self.first_rows[sources] + self._orders.rows(sources, turns)
 
     def turns(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the source at each position, and how often it had come before."""

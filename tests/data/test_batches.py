@@ -14,7 +14,7 @@ from lmx.core.schema import DataConfig
 from lmx.data import store
 from lmx.data.batches import Batches
 from lmx.data.recipe import plan
-from lmx.data.rows import Rows, packer
+from lmx.data.rows import Rows
 from lmx.data.store import TokenStore
 from lmx.inputs.batch import Batch
 from lmx.inputs.tokenizers import train_tokenizer
@@ -108,8 +108,8 @@ def test_rows_of_several_stores_are_the_rows_of_each(stores, packing):
         if row < 0:
             assert not any(field[place].any() for field in found)
             continue
-        one = stores[rows.names[source]]
-        alone = packer(one, context_length=LENGTH, packing=packing)
+        one = {"one": stores[rows.names[source]]}
+        alone = Rows(one, context_length=LENGTH, packing=packing)
         expected = alone.batch(np.array([row - first[source]]))
         assert _equal(Batch(*(field[place : place + 1] for field in found)), expected)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from lmx.core.errors import UserError
 from lmx.data.mixture import Mixture, Stage, whole_numbers
-from lmx.data.order import global_rows
+from lmx.data.order import Orders
 
 WEIGHTS = st.lists(st.integers(0, 12), min_size=1, max_size=9).filter(any)
 
@@ -121,7 +121,8 @@ def test_eight_then_four_then_sixteen_hosts_see_one_sequence(weights, steps, shu
 
 def test_a_lone_source_comes_as_it_did_without_a_mixture():
     ids = mixture([3], [50], seed=9).rows(40, 400)
-    expected = global_rows(40, 400, rows=50, seed=9, shuffle="epoch")
+    turns = np.arange(40, 400)
+    expected = Orders([50], seeds=[9], shuffle="epoch").rows(0 * turns, turns)
     assert np.array_equal(ids, expected)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from lmx.core.config import freeze
 from lmx.core.errors import DataError, UserError
-from lmx.data.packing import Packer
+from lmx.data.rows import Rows
 from lmx.data.seen import Seen
 from lmx.data.store import TokenStore
 from lmx.inputs.tokenizers import train_tokenizer
@@ -76,10 +76,8 @@ def test_validation_is_measured_whole_and_for_each_source(mixed_run, built):
 
 
 def reference_nats(experiment, state, store: TokenStore) -> float:
-    packer = Packer(
-        store.tokens, store.offsets, context_length=48, packing="concat", pad_id=0
-    )
-    batch = packer.batch(np.arange(packer.num_rows))
+    rows = Rows({"one": store}, context_length=48, packing="concat")
+    batch = rows.batch(np.arange(len(rows)))
     params = weights_to_use(state)
     hidden = Decoder(experiment.model).apply(
         {"params": params},
