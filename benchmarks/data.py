@@ -5,7 +5,8 @@ Cost:    about 5 minutes on 2 CPU cores with 10 MB of text
 Expect:  LOG.md
 
 tokens   encoding into a store, beside `tokenizers` called directly on the same texts
-loader   batches with packing and masks, beside a NumPy sampler without either
+loader   batches with packing and masks, of one source and of four, beside a NumPy
+         sampler without either
 minhash  signatures and bands, beside datasketch on one core (pip install datasketch)
 memory   the most that a build holds at once, for the corpus and ten times as much
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import resource
@@ -90,12 +92,22 @@ def loader(path: Path, folder: Path) -> None:
     from lmx.data.store import TokenStore, write_store
     from lmx.inputs.tokenizers import train_tokenizer
 
-    write_store(folder / "loader", read(path), train_tokenizer("byte", [], 300))
-    store = TokenStore.open(folder / "loader")
+    texts, tokenizer = read(path), train_tokenizer("byte", [], 300)
+    parts = {"all": texts} | {f"part{n}": texts[n::4] for n in range(4)}
+    stores = {}
+    for name, part in parts.items():
+        write_store(folder / name, part, tokenizer)
+        stores[name] = TokenStore.open(folder / name)
+    whole = stores.pop("all")
     random = np.random.default_rng(0)
-    for length, rows in ((256, 32), (1024, 32), (2048, 64)):
+    shapes = itertools.product(
+        ((32, 256), (32, 1024), (64, 2048)),
+        ("concat", "best_fit"),
+        ({"all": whole}, stores),
+    )
+    for (rows, length), packing, sources in shapes:
         steps = int(2e7 / rows / length)
-        held = Rows({"all": store}, context_length=length, packing="concat")
+        held = Rows(sources, context_length=length, packing=packing)
         mixture = Mixture(held.counts, seed=0, shuffle="epoch")
         batches = Batches(held, mixture, batch_size=rows, prefetch=0, workers=1)
 
@@ -105,11 +117,11 @@ def loader(path: Path, folder: Path) -> None:
 
         def theirs(rows=rows, length=length, steps=steps):
             for _ in range(steps):
-                starts = random.integers(0, store.num_tokens - length - 1, rows)
-                windows = [store.tokens[i : i + length + 1] for i in starts]
+                starts = random.integers(0, whole.num_tokens - length - 1, rows)
+                windows = [whole.tokens[i : i + length + 1] for i in starts]
                 np.stack(windows).astype(np.int32)
 
-        what = f"batches [{rows}, {length}] / memmap sampler"
+        what = f"[{rows}, {length}] {packing} of {len(sources)} / memmap sampler"
         compare(what, "M tokens/s", steps * rows * length / 1e6, ours, theirs)
 
 
