@@ -137,18 +137,21 @@ class LanguageModel:
             )
         return encode_chat(self._template, self.tokenizer, messages)
 
-    def logprobs(self, text: str) -> np.ndarray:
+    def logprobs(self, text: str, *, prompt: str = "") -> np.ndarray:
         """Returns float32 [L]: log p of each token of `text` after those before it.
 
-        The first token counts where the tokenizer begins texts with one of its own.
+        These are those of `prompt`, encoded on its own as `generate` does. Without one
+        the first token counts where the tokenizer begins texts with one of its own.
         """
-        ids = [*self.tokenizer.prefix_ids, *self.tokenizer.encode(text)]
-        if len(ids) < 2:
+        given = [*self.tokenizer.prefix_ids, *self.tokenizer.encode(prompt)]
+        ids = [*given, *self.tokenizer.encode(text)]
+        first = max(1, len(given))
+        if len(ids) <= first:
             return np.zeros(0, np.float32)
-        logits_LV = self.logits(ids[:-1])
+        logits_LV = self.logits(ids[:-1], prompt_tokens=first)[first - 1 :]
         top_L = logits_LV.max(axis=-1)
         log_z_L = top_L + np.log(np.exp(logits_LV - top_L[:, None]).sum(axis=-1))
-        return logits_LV[np.arange(len(ids) - 1), ids[1:]] - log_z_L
+        return logits_LV[np.arange(len(ids) - first), ids[first:]] - log_z_L
 
     def embed(
         self, texts: str | Sequence[str], *, pooling: str | None = None
@@ -203,8 +206,11 @@ class LanguageModel:
             watch=watch,
         )
 
-    def logits(self, token_ids: Sequence[int]) -> np.ndarray:
+    def logits(self, token_ids: Sequence[int], *, prompt_tokens: int = 1) -> np.ndarray:
         """Returns float32 [L, V]: the scores of the token after each of `token_ids`.
+
+        The first `prompt_tokens` are a prompt: with 'prefix' attention they see each
+        other, and only the scores after the last of them are of a token unseen.
 
         Raises:
           UserError: an id is not in the vocabulary, or there are none or too many.
@@ -227,11 +233,22 @@ class LanguageModel:
                 f"token ids must lie in 0..{model.vocab_size - 1}; found "
                 f"{tokens_L.min()}..{tokens_L.max()}"
             )
+        if not 0 <= prompt_tokens <= len(tokens_L):
+            raise UserError(
+                f"prompt_tokens={prompt_tokens} must lie in 0..{len(tokens_L)}, the "
+                "tokens that there are"
+            )
         if self._logits is None:
             decoder = Decoder(dropless(model))
 
-            def score(params, tokens_BL):
-                hidden: Any = decoder.apply({"params": params}, tokens_BL)
+            def score(params, tokens_BL, prompt_tokens):
+                place_BL = np.arange(tokens_BL.shape[1])[None]
+                prefix = place_BL < prompt_tokens
+                hidden: Any = decoder.apply(
+                    {"params": params},
+                    tokens_BL,
+                    prefix=prefix if model.attention == "prefix" else None,
+                )
                 return head_logits(model, params, hidden)
 
             self._logits = jax.jit(score)
@@ -239,7 +256,8 @@ class LanguageModel:
         length = min(model.context_length, 1 << (len(tokens_L) - 1).bit_length())
         padded = np.zeros((1, length), np.int32)
         padded[0, : len(tokens_L)] = tokens_L
-        return np.asarray(self._logits(self.params, padded))[0, : len(tokens_L)]
+        found = self._logits(self.params, padded, prompt_tokens)
+        return np.asarray(found)[0, : len(tokens_L)]
 
 
 def sampling_config(values: dict[str, Any]) -> SamplingConfig:

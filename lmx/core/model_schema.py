@@ -61,10 +61,11 @@ class ModelConfig:
     window: int | None = knob(
         None, "Tokens that a 'window' layer sees, itself included."
     )
-    attention: Literal["causal", "bidirectional"] = knob(
+    attention: Literal["causal", "prefix", "bidirectional"] = knob(
         "causal",
-        "A token sees those before it, or those after it too: then the model reads "
-        "(`lmx embed`) and cannot write.",
+        "A token sees those before it; with 'prefix' those of a prompt (all before the "
+        "first with a loss) see each other; with 'bidirectional' all do, and the model "
+        "reads (`lmx embed`) and cannot write.",
     )
     positions: Literal["rope", "learned", "alibi", "none"] = knob(
         "rope", "How the model knows token order."

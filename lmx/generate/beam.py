@@ -19,7 +19,7 @@ import numpy as np
 
 from lmx.core.model_schema import Architecture
 from lmx.generate import cache as caches
-from lmx.generate.decode import LARGEST_PIECE, Generation, Generator, Session
+from lmx.generate.decode import Generation, Generator, Session
 from lmx.generate.sampling import SamplingConfig
 from lmx.generate.weights import decoding_logits
 from lmx.models.decoder import Decoder
@@ -122,7 +122,7 @@ class _Search:
         config = self._generator.config
         slots = caches.slots_for(config, self._length)
         if slots > self._slots:
-            shape = {"slots": slots, "piece": LARGEST_PIECE}
+            shape = {"slots": slots, "piece": caches.LARGEST_PIECE}
             self._cache = caches.grow(self._cache, config=config, **shape)
             self._slots = slots
         self._cache, *best = _extend(

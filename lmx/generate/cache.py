@@ -7,13 +7,17 @@ powers of two, so that few programs are compiled.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lmx.core.model_schema import Architecture
 from lmx.models.decoder import Decoder, init_cache
 
+SMALLEST_PIECE, LARGEST_PIECE = 32, 512  # prefilled tokens of a row per call
 SMALLEST_CACHE = 256  # slots; less saves little and compiles more
 
 
@@ -31,6 +35,41 @@ def slots_for(config: Architecture, used: int) -> int:
 def empty(*, config, batch_size, slots, piece):
     """Returns an empty cache for rows of `slots` tokens."""
     return init_cache(config, batch_size=batch_size, length=slots, piece=piece)
+
+
+def prefilled(
+    params: Any,
+    prompts: Sequence[Sequence[int]],
+    limits_B: np.ndarray,
+    *,
+    config: Architecture,
+    slots: int,
+    pad_id: int,
+) -> Any:
+    """Returns a cache with all but the last token of each prompt, in padded pieces.
+
+    A prompt that is read in both directions is one piece, its last token included: the
+    others see it. That it is fed again writes the same.
+    """
+    lengths_B = np.asarray([len(prompt) for prompt in prompts], np.int32)
+    whole = config.attention == "prefix"
+    length = int(lengths_B.max()) - (not whole)
+    largest = length if whole else LARGEST_PIECE
+    cache = empty(
+        config=config, batch_size=len(prompts), slots=slots, piece=LARGEST_PIECE
+    )
+    start = 0
+    while start < length:
+        piece = min(length - start, largest)
+        width = min(power_of_two(piece, at_least=SMALLEST_PIECE), slots - start)
+        tokens_BL = np.full((len(prompts), width), pad_id, np.int32)
+        for row, prompt in enumerate(prompts):
+            part = prompt[start : start + width]
+            tokens_BL[row, : len(part)] = part
+        place = (np.int32(start), lengths_B, limits_B)
+        cache = fill(params, cache, tokens_BL, *place, config=config)
+        start += width
+    return cache
 
 
 @functools.partial(jax.jit, static_argnames=("config", "slots", "piece"))
@@ -60,11 +99,13 @@ def fill(params, cache, tokens_BL, start, lengths_B, limits_B, *, config):
     """
     positions_L = start + jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)
     positions_BL = jnp.broadcast_to(positions_L, tokens_BL.shape)
+    real_BL = positions_BL < lengths_B[:, None]
     _, cache = Decoder(config).apply(
         {"params": params},
         tokens_BL,
         positions=positions_BL,
-        segment_ids=(positions_BL < lengths_B[:, None]).astype(jnp.int32),
+        segment_ids=real_BL.astype(jnp.int32),
+        prefix=real_BL if config.attention == "prefix" else None,
         cache=cache,
         lengths=grown(config, now=lengths_B, limit=limits_B),
     )

@@ -1,11 +1,10 @@
 """From prompts to new tokens: prefill, then decoding inside one compiled loop.
 
 A `Generator` starts a `Session` for a batch of prompts; each `advance` of the session
-is one call of a compiled `while_loop` over up to `chunk` tokens. All but the last token
-of each prompt is prefilled, in right-padded pieces; the loop's first step feeds the
-last one. Shapes are padded to powers of two (rows, prefill pieces, cache slots), so
-few programs are compiled, whatever the lengths. It speaks token ids only: text, and
-strings that end it, are `text.py`.
+is one call of a compiled `while_loop` over up to `chunk` tokens. Prompts are prefilled;
+the loop's first step feeds the last token of each. Shapes are padded to powers of two
+(rows, prefill pieces, cache slots), so few programs are compiled, whatever the lengths.
+It speaks token ids only: text, and strings that end it, are `text.py`.
 
 The context is a hard limit: prompt and new tokens together never exceed
 `config.context_length`, and a row that fills it finishes with reason 'length'.
@@ -34,7 +33,6 @@ from lmx.models.decoder import Decoder
 FinishReason = Literal["stop", "eos", "length"]
 RUNNING, EOS, FULL, HALTED = 0, 1, 2, 3
 REASONS: dict[int, FinishReason] = {EOS: "eos", FULL: "length", HALTED: "stop"}
-SMALLEST_PIECE, LARGEST_PIECE = 32, 512  # prefilled tokens of a row per call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,7 +234,7 @@ class Session:
         used += max(len(tokens) for tokens in self._tokens)
         slots = caches.slots_for(generator.config, used)
         if slots > self._slots:
-            shape = {"slots": slots, "piece": LARGEST_PIECE}
+            shape = {"slots": slots, "piece": caches.LARGEST_PIECE}
             cache = caches.grow(state.cache, config=generator.config, **shape)
             state, self._slots = state._replace(cache=cache), slots
         state, tokens, logprobs, counts = _decode(
@@ -275,28 +273,14 @@ class Session:
         seen = np.zeros((len(prompts), config.vocab_size), bool)
         for row, prompt in enumerate(prompts):
             seen[row, prompt] = True
-        fill = int(self._lengths.max()) - 1
-        slots = self._slots
-        shape = {"slots": slots, "piece": LARGEST_PIECE}
-        cache = caches.empty(config=config, batch_size=len(prompts), **shape)
-        start = 0
-        while start < fill:
-            piece = min(fill - start, LARGEST_PIECE)
-            width = min(power_of_two(piece, at_least=SMALLEST_PIECE), slots - start)
-            tokens = np.full((len(prompts), width), self._generator.pad_id, np.int32)
-            for row, prompt in enumerate(prompts):
-                part = prompt[start : start + width]
-                tokens[row, : len(part)] = part
-            cache = caches.fill(
-                params,
-                cache,
-                tokens,
-                np.int32(start),
-                self._lengths,
-                self._limits,
-                config=config,
-            )
-            start += width
+        cache = caches.prefilled(
+            params,
+            prompts,
+            self._limits,
+            config=config,
+            slots=self._slots,
+            pad_id=self._generator.pad_id,
+        )
         last = np.asarray([prompt[-1] for prompt in prompts], np.int32)
         state = State(cache, seen, last, self._lengths - 1, self._limits, self._status)
         # Where the loop leaves it: its program would be compiled again for the second

@@ -85,7 +85,10 @@ def embed(
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _vectors(config, pool, unit: bool, params, tokens_BL, segments_BL):
     hidden_BLD: Any = Decoder(dropless(config)).apply(
-        {"params": params}, tokens_BL, segment_ids=segments_BL
+        {"params": params},
+        tokens_BL,
+        segment_ids=segments_BL,
+        prefix=segments_BL != 0 if config.attention == "prefix" else None,
     )
     real_BL = (segments_BL != 0).astype(jnp.float32)
     pooled_BD = pool(hidden_BLD.astype(jnp.float32), real_BL)

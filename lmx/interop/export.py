@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lmx.core.errors import StorageError, pick
+from lmx.core.errors import StorageError, UserError, pick
 from lmx.core.model_schema import Architecture
 from lmx.core.new_folder import new_folder
 from lmx.inputs.tokenizers import Tokenizer
@@ -60,6 +60,12 @@ def export(
     """
     if to not in FORMATS:
         pick(dict.fromkeys(FORMATS), to, "export format")
+    if model.attention == "prefix":
+        raise UserError(
+            f"model.attention='prefix' cannot be exported to {to!r}, which has no word "
+            "for prompts that are read in both directions: others would read them as "
+            "'causal' does and answer otherwise"
+        )
     folder = Path(directory).absolute()
     parts = (dtype, model, params, tokenizer, chat_template, watch)
     try:

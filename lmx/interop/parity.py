@@ -52,7 +52,7 @@ def parity(
     `watch` is told how far it is.
     """
     dtype = dtype or model.param_dtype
-    outputs = "logits" if model.attention == "causal" else "hidden_states"
+    outputs = "hidden_states" if model.attention == "bidirectional" else "logits"
     found: dict[str, Any] = {
         "weights": weight_parity(pretrained, params, model, dtype=dtype, watch=watch),
         "unused": _unused(pretrained),

@@ -26,11 +26,13 @@ class Context(NamedTuple):
       positions: int32 [B, L], position of each token within its document.
       segments: int32 [B, L] or None; tokens see only their own segment, 0 is padding.
       angles: mixer → cos and sin of its rotary positions; empty where none rotates.
+      prefix: bool [B, L] or None, tokens that all tokens of their segment see.
     """
 
     positions: jnp.ndarray
     segments: jnp.ndarray | None
     angles: Mapping[str, tuple[jnp.ndarray, jnp.ndarray]]
+    prefix: jnp.ndarray | None = None
 
 
 class Attention(nn.Module):
@@ -39,8 +41,8 @@ class Attention(nn.Module):
     N query heads share K key/value heads (Ainslie et al. 2023, arXiv:2305.13245).
     `mixer` is its name in the pattern: a 'window' layer limits a query to the last
     `window` tokens, itself included, a 'nope' layer rotates nothing. Without a cache
-    a query sees the earlier tokens of its row, or all that the window leaves where
-    attention is bidirectional; with one, `cache` holds keys and values
+    a query sees the earlier tokens of its row and those of a prefix, or all that the
+    window leaves where attention is bidirectional; with one, `cache` is of keys, values
     [layers, B, K, S, H] where slot = position mod S, and this layer's plane is `layer`;
     heads come before slots so that a step's products need no transposed copy of it.
     Returns the output [B, L, D] and the cache (None when there was none).
@@ -65,7 +67,7 @@ class Attention(nn.Module):
         if cache is None:
             index = jnp.arange(x_BLD.shape[1], dtype=jnp.int32)[None]
             query_index = key_index = jnp.broadcast_to(index, x_BLD.shape[:2])
-            segments = context.segments
+            segments, prefix = context.segments, context.prefix
         else:
             cache = write_cache(cache, layer, context, key=key, value=value)
             key, value = (
@@ -74,7 +76,7 @@ class Attention(nn.Module):
             query = query.astype(key.dtype)
             query_index = context.positions
             key_index = slot_positions(context, key.shape[1])
-            segments = None
+            segments, prefix = None, prefix_slots(context, key_index)
         out_BLNH = kernels.attention(
             query,
             key,
@@ -84,7 +86,8 @@ class Attention(nn.Module):
             key_index_BS=key_index,
             query_segments_BL=segments,
             key_segments_BS=segments,
-            causal=c.attention == "causal",
+            causal=c.attention != "bidirectional",
+            prefix_BS=prefix,
             window=c.window if self.mixer == "window" else None,
             softcap=c.attention_softcap,
             sinks_N=self._sinks(),
@@ -208,3 +211,14 @@ def slot_positions(context: Context, slots: int):
     slot_S = jnp.arange(slots, dtype=jnp.int32)
     held_BS = last_B1 - (last_B1 - slot_S) % slots
     return jnp.where(held_BS < 0, NEVER, held_BS)
+
+
+def prefix_slots(context: Context, position_BS):
+    """Returns which slots, of which the positions are given, all tokens see, or None.
+
+    They are those of a prefix that is written in one piece, to the slots from 0 on.
+    """
+    if context.prefix is None:
+        return None
+    end_BL = jnp.where(context.prefix, context.positions + 1, 0)
+    return position_BS < end_BL.max(axis=1, keepdims=True)

@@ -62,6 +62,11 @@ def _check_layers(c: Architecture) -> None:
         raise UserError(
             f"model.window={c.window} must be at least 1: model.pattern has 'window'"
         )
+    if c.attention == "prefix" and "window" in c.pattern:
+        raise UserError(
+            "model.attention='prefix' is not for 'window' layers, which would not see "
+            "all of a prompt; leave them out of model.pattern"
+        )
     if not c.ffns:
         raise UserError("model.ffns=() names no feed-forward; write ('mlp',)")
     if not 0 <= c.dense_layers <= c.num_layers:
@@ -179,8 +184,9 @@ def _check_latent(c: Architecture) -> None:
 
 def check_causal(c: ModelConfig, what: str) -> None:
     """Raises a `UserError` unless `c` can do `what`, which predicts tokens."""
-    if c.attention != "causal":
+    if c.attention == "bidirectional":
         raise UserError(
             f"model.attention={c.attention!r} sees the tokens that it would have to "
-            f"predict: {what} needs 'causal'; lmx embed is what this model is for"
+            f"predict: {what} needs 'causal' or 'prefix'; lmx embed is what this model "
+            "is for"
         )

@@ -26,7 +26,7 @@ def flops_per_token(c: Architecture) -> float:
     multiplies += _norm(c) if c.norm_position != "post" else 0
     multiplies += _embedding_norm(c)
     window = c.window or c.context_length
-    window = window if c.attention == "causal" else 2 * window - 1
+    window = window if c.attention != "bidirectional" else 2 * window - 1
     scores = 0
     for i in range(c.num_layers):
         mixer = c.pattern[i % len(c.pattern)]

@@ -58,7 +58,7 @@ class Period(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A transformer over a resolved `ModelConfig`: causal, or an encoder.
+    """A transformer over a resolved `ModelConfig`: causal, prefix, or an encoder.
 
     `apply({"params": p}, tokens)` maps int32 [B, L] to hidden states [B, L, D].
     `positions` (int32 [B, L]) default to 0..L−1 and `segment_ids` keep packed
@@ -66,7 +66,9 @@ class Decoder(nn.Module):
     are written at their positions, queries see all up to their own position, and
     the result is (hidden states, cache).
     `lengths` (int32 [B]) are what the documents of the rows grow to, for rotary
-    scalings that go by it; by default they end where the tokens do. With
+    scalings that go by it; by default they end where the tokens do. `prefix` (bool
+    [B, L]), for 'prefix' attention, are the tokens of prompts, which all of their
+    document see; into a cache a prompt is written in one call. With
     `mutable=["router"]`, router/losses are the means over layers of `RouterLosses`.
     """
 
@@ -81,14 +83,16 @@ class Decoder(nn.Module):
         segment_ids=None,
         cache=None,
         lengths=None,
+        prefix=None,
     ):
         c = self.config
-        assert cache is None or c.attention == "causal", c.attention
+        assert cache is None or c.attention != "bidirectional", c.attention
+        assert prefix is None or c.attention == "prefix", c.attention
         if positions is None:
             row = jnp.arange(tokens_BL.shape[1], dtype=jnp.int32)[None]
             positions = jnp.broadcast_to(row, tokens_BL.shape)
         context = Context(
-            positions, segment_ids, _angles(c, positions, segment_ids, lengths)
+            positions, segment_ids, _angles(c, positions, segment_ids, lengths), prefix
         )
         x_BLD = self._embed(tokens_BL, positions)
         written: dict[str, Any] = {}

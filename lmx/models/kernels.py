@@ -222,6 +222,7 @@ def attention(
     query_segments_BL: jax.Array | None = None,
     key_segments_BS: jax.Array | None = None,
     causal: bool = True,
+    prefix_BS: jax.Array | None = None,
     window: int | None = None,
     softcap: float | None = None,
     sinks_N: jax.Array | None = None,
@@ -231,8 +232,9 @@ def attention(
     """Returns softmax attention, [B, L, N, H], in the type of `q_BLNH`.
 
     Query head n reads key head n // (N / K). A query at index i sees keys at indices in
-    (i - window, i] of its own segment, and unless `causal` up to i + window; segment 0
-    is padding and sees nothing. A query that sees no key gives zeros. Scores are scaled
+    (i - window, i] of its own segment, and unless `causal` up to i + window; it sees
+    keys of its segment that are `prefix_BS` wherever they are; segment 0 is padding and
+    sees nothing. A query that sees no key gives zeros. Scores are scaled
     by 1/sqrt(H), then capped to softcap·tanh(s/softcap), then biased by
     -slope·|key index - query index|. `sinks_N` are scores of a key that everyone sees
     and that has no value (gpt-oss, after Xiao et al. 2023, arXiv:2309.17453). Values
@@ -240,6 +242,8 @@ def attention(
     """
     distance_BLS = key_index_BS[:, None, :] - query_index_BL[:, :, None]
     mask_BLS = distance_BLS <= 0 if causal else jnp.ones_like(distance_BLS, bool)
+    if prefix_BS is not None:
+        mask_BLS |= prefix_BS[:, None, :]
     if window is not None:
         mask_BLS &= jnp.abs(distance_BLS) < window
     if query_segments_BL is not None and key_segments_BS is not None:

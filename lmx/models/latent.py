@@ -11,7 +11,13 @@ import jax.numpy as jnp
 
 from lmx.core.model_schema import Architecture
 from lmx.models import kernels
-from lmx.models.attention import Context, slopes, slot_positions, write_cache
+from lmx.models.attention import (
+    Context,
+    prefix_slots,
+    slopes,
+    slot_positions,
+    write_cache,
+)
 from lmx.models.linear import make_linear
 from lmx.models.norms import make_norm
 from lmx.models.parameters import parameter
@@ -146,9 +152,10 @@ class LatentAttention(nn.Module):
         query = (query.astype(jnp.float32) * factor).astype(key.dtype)
         index = jnp.arange(key.shape[1], dtype=jnp.int32)[None]
         index_BS = jnp.broadcast_to(index, key.shape[:2])
+        segments, prefix = context.segments, context.prefix
         if cached:
             index_BS = slot_positions(context, key.shape[1])
-        segments = None if cached else context.segments
+            segments, prefix = None, prefix_slots(context, index_BS)
         return kernels.attention(
             query,
             key,
@@ -158,7 +165,8 @@ class LatentAttention(nn.Module):
             key_index_BS=index_BS,
             query_segments_BL=segments,
             key_segments_BS=segments,
-            causal=c.attention == "causal",
+            causal=c.attention != "bidirectional",
+            prefix_BS=prefix,
             softcap=c.attention_softcap,
             alibi_slopes_N=slopes(c),
             softmax_dtype=jnp.dtype(c.softmax_dtype),

@@ -138,6 +138,8 @@ def build(
     objective = make_objective(config, model)
     groups = {source.name: source.train.group for source in corpus.sources}
     check_groups(objective, groups, name=config.objective.name)
+    if model.attention == "prefix":
+        check_prompts(corpus)
     partition = Partition(mesh, pick(RULES, config.parallel.rules, "rules"))
     boxed = abstract_params(model)
     pieces = config.optim.accumulate_steps or 1
@@ -167,6 +169,16 @@ def make_objective(config: ExperimentConfig, model: Architecture) -> Objective:
     """Returns what `config` minimises, of `model`."""
     make = pick(OBJECTIVES, config.objective.name, "objective")
     return make(model, config.objective)
+
+
+def check_prompts(corpus: Corpus) -> None:
+    """Raises a `UserError` where no text has a prompt: none would be learned."""
+    if all(source.train.weights is None for source in corpus.sources):
+        raise UserError(
+            "model.attention='prefix' reads prompts in both directions, and "
+            f"{corpus.config.path} has none: every token has a loss; build a source "
+            "with format='prefix' or another of examples, or set it to 'causal'"
+        )
 
 
 def check_shape(config: ExperimentConfig) -> None:

@@ -2,7 +2,8 @@
 
 `model.init_from` names a workdir, a Hugging Face directory, a Hub name or a GGUF file.
 Its shape and its tokenizer then take the place of those of the experiment; precision,
-context and everything outside the model stay the experiment's.
+context and everything outside the model stay the experiment's. A causal model may learn
+to read prompts in both directions, where the experiment says so.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ def adopted(config: ExperimentConfig) -> ExperimentConfig:
         for field in dataclasses.fields(ModelConfig)
         if field.name not in OWN
     }
+    if (config.model.attention, source.attention) == ("prefix", "causal"):
+        shape["attention"] = "prefix"  # what reads forward can learn to read prompts
     length = config.model.context_length
     if source.positions == "learned" and length != source.context_length:
         raise UserError(

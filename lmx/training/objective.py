@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
+from jax import lax
 
 from lmx.core.errors import UserError
 from lmx.core.model_schema import Architecture
@@ -69,6 +70,7 @@ class NextToken:
             batch.tokens,
             positions=batch.positions,
             segment_ids=batch.segment_ids,
+            prefix=prompts(batch) if self.model.attention == "prefix" else None,
             mutable=["router"],
         )
         dtype = jnp.dtype(self.model.compute_dtype)
@@ -90,6 +92,22 @@ class NextToken:
             values_BL += self.config.router_z_loss * router.z
             metrics["load_balance"] = router.balance
         return Losses(values_BL, batch.loss_weights, metrics)
+
+
+def prompts(batch: Batch) -> jnp.ndarray:
+    """Returns which tokens are of a prompt: bool [B, L].
+
+    They are those of a document, or of what a row holds of it, before its first target
+    with a loss: the token that predicts it is the last. Of a document without a masked
+    token that is its first token alone.
+    """
+    learned_BL = (batch.loss_weights > 0).astype(jnp.int32)
+    before_BL = jnp.cumsum(learned_BL, axis=1) - learned_BL
+    segment_BL = batch.segment_ids
+    starts_BL = jnp.diff(segment_BL, axis=1, prepend=-1) != 0
+    # What came before the document: counts only rise, so the last start has the most.
+    other_BL = lax.cummax(jnp.where(starts_BL, before_BL, 0), axis=1)
+    return (before_BL == other_BL) & (segment_BL != 0)
 
 
 def check_groups(objective: Objective, groups: Mapping[str, int], *, name: str) -> None:

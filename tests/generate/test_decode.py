@@ -184,8 +184,8 @@ def test_a_long_prompt_in_pieces_and_a_growing_cache_change_nothing(name, monkey
     config = tiny(**VARIANTS[name], context_length=39)
     prompt = np.random.default_rng(2).integers(0, V, 21).tolist()
     expected = make(config).generate([prompt, [5]], GREEDY)
-    monkeypatch.setattr(decode, "SMALLEST_PIECE", 4)
-    monkeypatch.setattr(decode, "LARGEST_PIECE", 8)
+    monkeypatch.setattr(cache, "SMALLEST_PIECE", 4)
+    monkeypatch.setattr(cache, "LARGEST_PIECE", 8)
     monkeypatch.setattr(cache, "SMALLEST_CACHE", 8)
     session = make(config, chunk=5).start([prompt, [5]], GREEDY)
     lengths = [cache_lengths(session)]

@@ -98,6 +98,11 @@ STYLES |= {
         "expert_groups_kept": 2,
     },
 }
+STYLES |= {
+    f"prefix_{name}": {**STYLES[name], "attention": "prefix"}
+    for name in ("llama", "alibi", "latent")
+}
+PREFIXES = ((4,), (2, 3))  # tokens of the prompt of each document
 NORM_NAMES = ("mixer_norm", "mlp_norm")
 
 
@@ -283,6 +288,12 @@ class Reference:
             return [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8][head]
         return 2.0 ** (-8 * (head + 1) / n)
 
+    def in_prompt(self, place, segments):
+        """Whether a token is one of the first of its document, as many as given."""
+        first = list(segments).index(segments[place])
+        row = PREFIXES[0 if segments[-1] else 1]
+        return segments[place] and place - first < row[segments[place] - 1]
+
     def attend(self, b, x, positions, segments, window):
         c, length = self.c, len(x)
         out = np.zeros_like(x)
@@ -291,7 +302,10 @@ class Reference:
             for i in range(length):
                 seen = [
                     j
-                    for j in range(i + 1 if c.attention == "causal" else length)
+                    for j in range(length)
+                    if j <= i
+                    or c.attention == "bidirectional"
+                    or (c.attention == "prefix" and self.in_prompt(j, segments))
                     if segments[j] == segments[i] != 0
                     and (window is None or abs(i - j) < window)
                 ]
@@ -319,6 +333,18 @@ def batch():
     return tuple(x.astype(np.int32) for x in (tokens, positions, segments))
 
 
+def prompts():
+    """Returns which tokens are of the prompts that `PREFIXES` counts."""
+    _, positions, segments = batch()
+    lengths = [[0, *row] for row in PREFIXES]
+    return np.array(
+        [
+            [at < n[s] for at, s in zip(p, ss, strict=True)]
+            for p, ss, n in zip(positions, segments, lengths, strict=True)
+        ]
+    )
+
+
 @pytest.fixture(scope="module", params=STYLES)
 def case(request):
     """Returns config, parameters, the loss's weights, and logits and gradients."""
@@ -343,7 +369,11 @@ def case(request):
 
     def loss(params):
         hidden = decoder.apply(
-            {"params": params}, tokens, positions=positions, segment_ids=segments
+            {"params": params},
+            tokens,
+            positions=positions,
+            segment_ids=segments,
+            prefix=prompts() if config.attention == "prefix" else None,
         )
         logits = head_logits(config, params, hidden)
         return jnp.sum(logits * weights.astype(np.float32)), logits

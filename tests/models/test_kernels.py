@@ -223,7 +223,9 @@ def reference(q, k, v, dout, *, mask, bias, softcap):
     return out, dq, dk, dv
 
 
-def check_attention(*, form, dtype, shape, segments=False, offset=0, **options):
+def check_attention(
+    *, form, dtype, shape, segments=False, offset=0, prefix=False, **options
+):
     B, L, S, N, K, H = shape
     q, dout = normal(0, (B, L, N, H), dtype), normal(3, (B, L, N, H), dtype)
     k, v = normal(1, (B, S, K, H), dtype), normal(2, (B, S, K, H), dtype)
@@ -231,6 +233,10 @@ def check_attention(*, form, dtype, shape, segments=False, offset=0, **options):
     key_index = np.broadcast_to(np.arange(S), (B, S))
     distance = key_index[:, None] - query_index[:, :, None]
     mask = (distance <= 0) | (not options.get("causal", True))
+    if prefix:
+        given = np.random.default_rng(5).random((B, S)) < 0.4
+        mask |= given[:, None]
+        options["prefix_BS"] = given
     if options.get("window"):
         mask &= np.abs(distance) < options["window"]
     bias = np.zeros((B, L, S, N))
@@ -304,6 +310,14 @@ def test_bidirectional_attention_and_its_gradients_equal_numpy(form, dtype, name
     if "alibi_slopes_N" in options:
         options["alibi_slopes_N"] = np.float32(2.0) ** -np.arange(1, shape[3] + 1)
     check_attention(form=form, dtype=dtype, shape=shape, causal=False, **options)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_keys_of_a_prefix_are_seen_by_all(form, segments, softcap):
+    options = {"shape": SHAPES["grouped"], "segments": segments, "softcap": softcap}
+    check_attention(form=form, dtype="float32", prefix=True, **options)
 
 
 @pytest.mark.parametrize("form", FORMS)

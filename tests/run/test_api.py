@@ -25,6 +25,21 @@ def test_logits_are_those_of_the_decoder_for_every_length(model):
     np.testing.assert_allclose(model.logits(ids[:3]), found[:3], atol=0.05)
 
 
+def test_scores_of_a_text_after_a_prompt_are_those_of_the_whole(model):
+    text, prompt = "    return 1\n", "def train(config):\n"
+    ids = [*model.tokenizer.prefix_ids, *model.tokenizer.encode(prompt)]
+    first = len(ids)
+    ids += model.tokenizer.encode(text)
+    logits = model.logits(ids).astype(float)
+    total = np.log(np.exp(logits).sum(axis=-1))
+    expected = [logits[i - 1, ids[i]] - total[i - 1] for i in range(first, len(ids))]
+    found = model.logprobs(text, prompt=prompt)
+    np.testing.assert_allclose(found, expected, atol=0.02)  # bf16 products
+    assert len(model.logprobs("", prompt=prompt)) == 0
+    with pytest.raises(UserError, match=r"prompt_tokens=9 must lie in 0..3"):
+        model.logits([1, 2, 3], prompt_tokens=9)
+
+
 def test_averaged_weights_are_used_where_the_run_kept_them(model, finished):
     from lmx.training.checkpoints import Checkpoints
 

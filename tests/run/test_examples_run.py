@@ -158,3 +158,58 @@ def test_pairs_longer_than_a_row_are_told_and_many_are_refused(pairs):
     assert f", {longer} pairs longer than a row are left out" in packing_line(corpus)
     with pytest.raises(UserError, match=r"more than 10%; raise it"):
         prepare(data, context_length=int(np.median(lengths)) - 1, seed=0, steps=1)
+
+
+def test_a_store_with_prompts_trains_prefix_attention_and_its_model_answers(
+    store, tmp_path
+):
+    config = small_config(store)
+    config.model.attention, config.model.num_layers = "prefix", 2
+    config.steps = 60
+    config.optim.warmup_steps = 5
+    config.evals.every_steps = config.checkpoint.save_every_steps = 60
+    train(freeze(config), tmp_path / "run", say=lambda text: None)
+    model = load(str(tmp_path / "run"))
+    asked = model.chat_prompt([{"role": "user", "content": "what is 4 times 4?"}])
+    reply = "".join(model.stream(asked, temperature=0, max_new_tokens=4))
+    ids = list(asked)
+    for _ in range(4):
+        scores = model.logits(ids, prompt_tokens=len(asked))[-1]
+        assert (scores != model.logits(ids)[-1]).any()  # the prompt matters
+        ids.append(int(scores.argmax()))
+        if ids[-1] in model.tokenizer.eos_ids:
+            break
+    assert model.tokenizer.decode(ids[len(asked) :]) == reply
+    for form in ("hf", "gguf"):
+        with pytest.raises(UserError, match=r"'prefix' cannot be exported"):
+            model.save(tmp_path / form, to=form)
+    first, second = model.embed(["some text", "some test"])
+    assert np.isfinite(first).all()
+    assert (first != second).any()
+
+
+def test_prefix_attention_needs_a_prompt_somewhere(tmp_path):
+    config = small_config(tmp_path)
+    for name in ("a", "b", "c", "d"):
+        text = f"text {name}, all of which is learned. " * 99
+        (tmp_path / f"{name}.txt").write_text(text)
+    config.data.path = str(tmp_path)
+    config.data.tokenizer, config.data.packing = "byte", "concat"
+    config.model.attention = "prefix"
+    with pytest.raises(UserError, match=r"has none: every token has a loss"):
+        train(freeze(config), tmp_path / "run", say=lambda text: None)
+
+
+def test_a_causal_model_may_learn_to_read_prompts_in_both_directions(store, tmp_path):
+    config = small_config(store)
+    config.optim.learning_rate = 1e-12
+    train(freeze(config), tmp_path / "causal", say=lambda text: None)
+    config.model.init_from = str(tmp_path / "causal")
+    config.model.attention = "prefix"
+    train(freeze(config), tmp_path / "prefix", say=lambda text: None)
+    causal, prefix = (load(str(tmp_path / name)) for name in ("causal", "prefix"))
+    assert (causal.model.attention, prefix.model.attention) == ("causal", "prefix")
+    ids = list(range(3, 12))
+    kept, changed = (m.logits(ids, prompt_tokens=4) for m in (causal, prefix))
+    np.testing.assert_allclose(prefix.logits(ids), kept, atol=1e-2)
+    assert np.abs(changed - kept).max() > 1e-2
