@@ -16,6 +16,7 @@ of the sources: another config, or other files, is another build.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -94,7 +95,7 @@ def build(config: BuildConfig, out: Path, *, runner: Runner, stage: Stage) -> bo
     }
     shards = list_shards(config)
     folder = place / _key(config, shards)
-    with claim(place, option="--out"):
+    with claim(place, option="--out"), contextlib.closing(runner):
         if done := os.path.lexists(out):
             if not _is_of(out, folder):
                 raise there

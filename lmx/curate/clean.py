@@ -34,7 +34,8 @@ from lmx.inputs.examples import FORMATS
 
 EXAMPLES = 3  # of each reason, in a shard
 EXAMPLE_CHARACTERS = 300
-ROWS_BYTES = 4 << 20  # of text in a row group
+# Of text in a row group, which one process encodes at a time: examples are slower.
+ROWS_BYTES, EXAMPLE_ROWS_BYTES = 4 << 20, 1 << 19
 SCHEMA = pyarrow.schema(
     [
         ("name", pyarrow.string()),
@@ -161,7 +162,8 @@ def clean(
         whole(path) as unfinished,
         pyarrow.parquet.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer,
     ):
-        for rows in _grouped(_kept(shard, source, cleaner, tally)):
+        size = ROWS_BYTES if FORMATS[source.format] is None else EXAMPLE_ROWS_BYTES
+        for rows in _grouped(_kept(shard, source, cleaner, tally), most=size):
             columns = list(zip(*rows, strict=True))
             writer.write_table(pyarrow.table(columns, schema=SCHEMA))
     with whole(done) as unfinished:
@@ -226,13 +228,13 @@ def _content(
     return text, json.dumps(fields), form.problem(fields)
 
 
-def _grouped(rows: Iterator[tuple]) -> Iterator[list[tuple]]:
+def _grouped(rows: Iterator[tuple], *, most: int) -> Iterator[list[tuple]]:
     """Groups rows by the size of their texts: memory holds one group."""
     group, size = [], 0
     for row in rows:
         group.append(row)
         size += len(row[1])
-        if size >= ROWS_BYTES:
+        if size >= most:
             yield group
             group, size = [], 0
     if group:

@@ -29,6 +29,9 @@ class Runner(Protocol):
         self, work: Work, items: Sequence[Any], *, advance: Callable[[int], None]
     ) -> None: ...
 
+    def close(self) -> None:
+        """Gives back what is held between stages; it may run again."""
+
 
 class Processes:
     """Some processes on this machine; one is this one."""
@@ -37,6 +40,8 @@ class Processes:
         self.workers = available_cores() if workers is None else workers
         if self.workers < 1:
             raise UserError(f"--workers={workers} must be 1 or more")
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+        self._size = 0
 
     def run(
         self, work: Work, items: Sequence[Any], *, advance: Callable[[int], None]
@@ -47,14 +52,7 @@ class Processes:
                 work(item)
                 advance(1)
             return
-        # Not fork: it may leave locks of threads held for ever.
-        processes = min(self.workers, len(items))
-        pool = concurrent.futures.ProcessPoolExecutor(
-            processes,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_prepare_process,
-            initargs=(self.workers // processes,),
-        )
+        pool = self._of(min(self.workers, len(items)))
         try:
             tasks = [pool.submit(work, item) for item in items]
             for task in concurrent.futures.as_completed(tasks):
@@ -65,8 +63,26 @@ class Processes:
                 "a process of the build was killed, likely for want of memory; run the "
                 f"same command again to go on, with fewer than --workers={self.workers}"
             ) from error
-        finally:
+
+    def close(self) -> None:
+        """Ends the processes, and what they were still to do."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
             pool.shutdown(cancel_futures=True)
+
+    def _of(self, size: int) -> concurrent.futures.ProcessPoolExecutor:
+        """Returns so many processes: those of the last stage, if they were as many."""
+        if self._pool is None or self._size != size:
+            self.close()
+            # Not fork: it may leave locks of threads held for ever.
+            self._size = size
+            self._pool = concurrent.futures.ProcessPoolExecutor(
+                size,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_prepare_process,
+                initargs=(self.workers // size,),
+            )
+        return self._pool
 
 
 class Beam:
@@ -96,6 +112,9 @@ class Beam:
                 | beam.Map(functools.partial(_quietly, work))
             )
         advance(len(items))
+
+    def close(self) -> None:
+        """Does nothing: each pipeline has ended."""
 
 
 def _quietly(work: Work, item: Any) -> None:

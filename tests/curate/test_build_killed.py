@@ -155,7 +155,7 @@ def test_killed_at_every_stage_it_goes_on_and_ends_the_same(folder, monkeypatch)
     assert not list(folder.glob(".store.building"))
 
 
-@pytest.mark.parametrize("moment", MOMENTS[5:8:2], ids=lambda moment: moment[0])
+@pytest.mark.parametrize("moment", MOMENTS[7:8], ids=lambda moment: moment[0])
 def test_other_processes_go_on_with_the_tokens(folder, monkeypatch, moment):
     built(folder, "whole")
     kill(folder, moment)
