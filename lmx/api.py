@@ -333,7 +333,7 @@ def imported_config(model: ModelConfig) -> ExperimentConfig:
 def _load_workdir(
     folder: Path, step: int | None, like: Any, quantize: Quantize
 ) -> LanguageModel:
-    from lmx.interop.text_files import read_text
+    from lmx.core.text_files import read_text
     from lmx.training.checkpoints import Checkpoints
 
     try:

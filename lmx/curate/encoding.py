@@ -20,6 +20,7 @@ from lmx.curate.kept import Kept, Piece, Row
 from lmx.data import built
 from lmx.data.store import atomic_directory
 from lmx.inputs import tokenizers
+from lmx.inputs.chat_files import read_template
 from lmx.inputs.example import Encoder
 from lmx.inputs.examples import FORMATS, chat_template
 from lmx.inputs.tokenizers import Tokenizer
@@ -133,11 +134,7 @@ def template_of(config: BuildConfig) -> str | None:
     if config.tokenizer in tokenizers.KINDS:
         return None
     place = Path(config.tokenizer).expanduser()
-    file = (place if place.is_dir() else place.parent) / Path(built.TEMPLATE).name
-    try:
-        return file.read_text("utf-8") if file.exists() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read ({error}); mend it") from error
+    return read_template(place if place.is_dir() else place.parent)
 
 
 @functools.lru_cache(maxsize=1)

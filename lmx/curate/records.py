@@ -6,6 +6,7 @@ is in `lmx.data.readers`.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import functools
 import os
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lmx.core.errors import DataError, UserError, did_you_mean
+from lmx.core.errors import DataError, StorageError, UserError, did_you_mean
 from lmx.curate.config import SourceConfig
 from lmx.data import places
 from lmx.data.places import LINKED_FOLDER, FileEntry, Listing
@@ -26,6 +27,11 @@ from lmx.inputs.examples import FORMATS
 
 SHARD_BYTES = 32 << 20
 FIELD = re.compile(r"\{(\w+)\}")
+OPTIONS = {  # of training, and what serves in their place here
+    "data.path": "the source's path",
+    "data.text_field": "the source's text",
+    "data.cache_dir (or $LMX_CACHE)": "$LMX_CACHE",
+}
 
 
 def list_source(name: str, source: SourceConfig) -> Listing | None:
@@ -94,14 +100,29 @@ def open_named(name: str, template: str) -> tuple[Source, str]:
         )
     (field,) = fields
     root = Path(os.environ.get("LMX_CACHE") or "~/.cache/lmx").expanduser()
-    return open_source(name, text_field=field, cache_dir=root.absolute()), field
+    with _of_a_source():
+        return open_source(name, text_field=field, cache_dir=root.absolute()), field
 
 
 def read_named(name: str, template: str, left_out: Counter[str]) -> Iterator[Record]:
     """Yields the records of a data set that has a name; counts what it leaves out."""
     source, field = open_named(name, template)
-    for _, document, text in source.read(left_out):
-        yield Record(document, {field: text})
+    with _of_a_source():
+        for _, document, text in source.read(left_out):
+            yield Record(document, {field: text})
+
+
+@contextlib.contextmanager
+def _of_a_source() -> Iterator[None]:
+    """Words errors that name options of training as those of a source."""
+    try:
+        yield
+    except (DataError, StorageError) as error:
+        told = str(error)
+        for option, ours in OPTIONS.items():
+            told = told.replace(option, ours)
+        kind = DataError if isinstance(error, DataError) else StorageError
+        raise kind(told) from error
 
 
 def render(template: str, fields: dict[str, Any]) -> str:

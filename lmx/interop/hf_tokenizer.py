@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmx.core.errors import DataError
+from lmx.core.text_files import read_json, read_text
+from lmx.inputs.chat_files import read_template
 from lmx.inputs.tokenizers import Tokenizer
 from lmx.interop import sentencepieces
 from lmx.interop.added_tokens import added_tokens, begin_with, extended, mark
 from lmx.interop.byte_level import FORMS, byte_level
 from lmx.interop.sentencepiece_file import SentencePieceFile, read_sentencepieces
 from lmx.interop.sentencepieces import CONTROL, USER_DEFINED, Pieces
-from lmx.interop.text_files import read_json, read_text
 from lmx.interop.vocab_files import (
     form_of_merges,
     form_of_ranks,
@@ -76,7 +77,7 @@ def read_tokenizer(
     bare, whole = (backend.encode("a", add_special_tokens=x).ids for x in (False, True))
     ids["add_bos"] = whole[:1] == [ids["bos_id"]]
     ids["suffix_ids"] = whole[ids["add_bos"] + len(bare) :]
-    template = _chat_template(folder, settings)
+    template = read_template(folder)
     return make_tokenizer(text, ids, template=template, where=str(file)), template
 
 
@@ -218,22 +219,6 @@ def _special_ids(
 def _known(backend: tokenizers.Tokenizer, index: Any) -> bool:
     whole = type(index) is int and 0 <= index < 2**31
     return whole and backend.id_to_token(index) is not None
-
-
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    template = settings.get("chat_template")
-    jinja = folder / "chat_template.jinja"
-    if jinja.exists():
-        template = read_text(jinja)
-    if isinstance(template, list):  # several by name
-        tables = [entry for entry in template if isinstance(entry, dict)]
-        named = {entry.get("name"): entry.get("template") for entry in tables}
-        template = named.get("default", template)
-    if template is not None and not isinstance(template, str):
-        raise DataError(
-            f"{folder}/tokenizer_config.json: chat_template={template!r:.60} is no text"
-        )
-    return template
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from lmx.core.errors import DataError, UserError
 from lmx.core.model_schema import Architecture, ModelConfig
+from lmx.core.text_files import read_json
 from lmx.inputs.tokenizers import Tokenizer
 from lmx.interop.gguf_config import read_gguf_config
 from lmx.interop.gguf_file import GGUFFile
@@ -29,7 +30,6 @@ from lmx.interop.hf_tokenizer import make_tokenizer, read_tokenizer
 from lmx.interop.names import Row
 from lmx.interop.safetensors_file import Safetensors
 from lmx.interop.sentence_files import read_pooling
-from lmx.interop.text_files import read_json
 from lmx.interop.weights import Source, Watch, read_params, unwatched
 from lmx.models.sizes import resolve
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from lmx.core.errors import DataError, UserError
 from lmx.core.model_schema import Architecture
-from lmx.interop.text_files import read_json, read_text
+from lmx.core.text_files import read_json, read_text
 
 MODULES = "modules.json"
 # Their name of a mode → ours.

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from lmx.core.errors import DataError
+from lmx.core.text_files import read_bytes
 from lmx.interop.sentencepieces import BYTE, CONTROL, UNKNOWN, Pieces
-from lmx.interop.text_files import read_bytes
 
 MOST_PIECES = 1_000_000
 LARGEST_CHARSMAP = 2_000_000  # bytes; SentencePiece's own have 250,000

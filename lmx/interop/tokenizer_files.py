@@ -12,11 +12,11 @@ import re
 from pathlib import Path
 
 from lmx.core.errors import DataError, UserError
+from lmx.core.text_files import read_json
 from lmx.inputs.tokenizers import KINDS, Tokenizer
 from lmx.interop.gguf_file import GGUFFile
 from lmx.interop.gguf_tokenizer import tokenizer_json
 from lmx.interop.hf_tokenizer import FILES, make_tokenizer, read_tokenizer
-from lmx.interop.text_files import read_json
 
 # What says which tokens are special, beside a vocabulary.
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "config.json")

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from lmx.core.errors import DataError
+from lmx.core.text_files import read_bytes, read_json, read_text
 from lmx.inputs.token_bytes import byte_alphabet
 from lmx.interop.merges import LONGEST_TOKEN, all_merges
-from lmx.interop.text_files import read_bytes, read_json, read_text
 
 MOST_BYTES = 5_000_000  # of all tokens; o200k has 1,400,000
 Merges = list[tuple[str, str]]

@@ -134,12 +134,18 @@ def chosen_sampling(options: argparse.Namespace) -> dict[str, Any]:
 
 def experiment_config(spec: str, overrides: Sequence[tuple[str, str]]) -> ConfigDict:
     """Returns the ConfigDict of `--config` with the overrides applied in order."""
+    config = load_config(spec, default="lmx.default_config()")
+    for key, text in overrides:
+        override(config, key, text)
+    return config
+
+
+def load_config(spec: str, *, default: str) -> ConfigDict:
+    """Returns the ConfigDict of a file, which is to edit that of `default`."""
     config = load_experiment(spec)
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"{spec}: get_config returned {type(config).__name__}, not the ConfigDict "
-            "of lmx.default_config()"
+            f"of {default}"
         )
-    for key, text in overrides:
-        override(config, key, text)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import sys
 import typing
 from collections.abc import Callable
@@ -11,10 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lmx.core.config import fields, load_experiment, parse
+from lmx.core.config import fields, parse
 from lmx.core.errors import DONE, UserError, did_you_mean, pick
 from lmx.curate.config import BuildConfig, EvaluationConfig, SourceConfig, build_config
-from lmx.run.arguments import Parser
+from lmx.run.arguments import Parser, load_config
 
 EXAMPLE = """example:
   lmx data build --config=experiments/data/python_and_manuals.py --out=STORE
@@ -45,12 +46,8 @@ def main(argv: list[str]) -> int:
         "--beam-options", default="", metavar="'--runner=… …'", help="for Apache Beam"
     )
     options, overrides = parser.parse_with_overrides(argv)
-    config = load_experiment(options.config)
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"{options.config}: get_config returned {type(config).__name__}, not the "
-            "ConfigDict of lmx.curate.config.default_build_config()"
-        )
+    default = "lmx.curate.config.default_build_config()"
+    config = load_config(options.config, default=default)
     for key, text in overrides:
         override(config, key, text)
     checked = build_config(config)
@@ -97,6 +94,12 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         for section in ("filters", *SECTIONS)
         for entry in config[section]
     ]
+    if path and key in known:
+        names = ", ".join(settings_of(path[0], name))
+        raise UserError(
+            f"--config.{key}={text}: a value is for one of its settings, as in "
+            f"--config.{key}.SETTING={text}; they are: {names}"
+        )
     if len(path) != 2 or ".".join(path) not in known:
         raise UserError(f"unknown key --config.{key}{did_you_mean(key, known)}")
     entry = config[path[0]][path[1]]
@@ -110,6 +113,15 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     if name not in hints:
         raise UserError(f"unknown key --config.{key}{did_you_mean(name, hints)}")
     entry[name] = parse(text, hints[name], key)
+
+
+def settings_of(section: str, name: str) -> list[str]:
+    """Returns the names of the settings of a filter, a source or an evaluation."""
+    if section in SECTIONS:
+        return [name for name, _, _ in fields(SECTIONS[section])]
+    from lmx.curate.filters import FILTERS
+
+    return [*inspect.signature(pick(FILTERS, name, "filter")).parameters]
 
 
 class Stages:
