@@ -189,6 +189,9 @@ def _kept(
         name = _spelled(record.name)
         tally.counts["records"] += 1
         problem, text, fields = record.problem, "", None
+        if record.other is not None:
+            tally.drop("no page", name, why=record.other, text="")
+            continue
         try:
             if not problem:
                 text, fields, problem = _content(source, record, cleaner, tally)

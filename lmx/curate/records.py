@@ -20,7 +20,7 @@ from lmx.core.errors import DataError, StorageError, UserError, did_you_mean
 from lmx.curate.config import SourceConfig
 from lmx.data import places
 from lmx.data.places import LINKED_FOLDER, FileEntry, Listing
-from lmx.data.readers import Record
+from lmx.data.record import Record
 from lmx.data.sources import Source, open_source
 from lmx.inputs.example import Format
 from lmx.inputs.examples import FORMATS

@@ -115,6 +115,8 @@ def read_field(entry: FileEntry, *, field: str) -> Iterator[tuple[str, Any]]:
             raise errors.DataError(
                 f"{record.name} of {entry.path}: {record.problem}; mend or remove it"
             )
+        if record.other is not None:  # of an archive, a picture or the like
+            continue
         if field not in record.fields:
             raise errors.DataError(
                 f"{record.name} of {entry.path} has no field {field!r}"

@@ -11,21 +11,13 @@ import codecs
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterator
-from typing import Any, NamedTuple
 
 from lmx.core.errors import DataError
-from lmx.data import places, streams
+from lmx.data import pages, places, streams, warc
 from lmx.data.places import FileEntry
+from lmx.data.record import Record
 
 SMALLEST_PIECE, LARGEST_PIECE, PIECES = 1_000, 16_000, 64
-
-
-class Record(NamedTuple):
-    """One record of a source, or why there is none."""
-
-    name: str
-    fields: dict[str, Any]
-    problem: str | None = None
 
 
 Reader = Callable[[FileEntry, Collection[str]], Iterator[Record]]
@@ -211,4 +203,6 @@ def _parquet(entry: FileEntry, fields: Collection[str]) -> Iterator[Record]:
 READERS: dict[tuple[str, ...], Reader] = {
     (".jsonl", ".ndjson"): _json_lines,
     (".parquet", ".pq"): _parquet,
+    (".html", ".htm"): pages.read,
+    (".warc", ".wet"): warc.read,
 }
