@@ -32,7 +32,17 @@ import pyarrow.parquet
 
 from lmx.core.errors import DataError, UserError, pick
 from lmx.core.workdir import claim, storage_error, sync_directory
-from lmx.curate import card, clean, duplicates, encoding, keys, records, repeats, rights
+from lmx.curate import (
+    card,
+    clean,
+    duplicates,
+    encoding,
+    keys,
+    records,
+    repeats,
+    rights,
+    robots,
+)
 from lmx.curate.clean import Cleaner, Shard
 from lmx.curate.config import BuildConfig, build_config, preferred
 from lmx.curate.filters import make_filter
@@ -46,8 +56,8 @@ from lmx.inputs.tokenizers import Tokenizer
 
 REVISION = 3  # of what the same config and files give
 FOLDERS = (
-    *("clean", "exact", "signatures", "keys", "near", "windows", "held", "cuts"),
-    "tokens",
+    *("robots", "clean", "exact", "signatures", "keys", "near", "windows", "held"),
+    *("cuts", "tokens"),
 )
 TRAINING_BYTES = 512 << 20  # of text that a tokenizer is trained on
 
@@ -118,6 +128,9 @@ def build(config: BuildConfig, out: Path, *, runner: Runner, stage: Stage) -> bo
 def make_store(building: Building, evaluations: Mapping[str, Any]) -> None:
     """Does all stages that are not done; the store is then in the build's folder."""
     config, shards, folder = building.config, building.shards, building.folder
+    archives = [shard for shard in shards if robots.has_archives(shard.entries)]
+    if config.crawlers and archives:
+        building.run("robots.txt", _find_robots, archives)
     building.run("clean", _clean, shards, config=config)
     tallies = card.tallies(shards, folder / "clean")
     check_damage(config, tallies)
@@ -125,7 +138,9 @@ def make_store(building: Building, evaluations: Mapping[str, Any]) -> None:
     parts = pieces(shards, folder)
     find_repeats(building, parts)
     encode(building, parts, tallies)
-    join(building, parts, {"tallies": tallies, "evaluations": evaluations})
+    refusals = rights.honoured(config, tallies)
+    facts = {"tallies": tallies, "evaluations": evaluations, "refusals": refusals}
+    join(building, parts, facts)
 
 
 def publish(folder: Path, out: Path) -> None:
@@ -314,6 +329,10 @@ def _size(tallies: Mapping[str, Any]) -> int:
     return sum(tally["counts"]["bytes_out"] for tally in tallies.values())
 
 
+def _find_robots(shard: Shard, *, folder: Path) -> None:
+    robots.gather(shard.entries, folder / "robots" / f"{shard.stem}.json")
+
+
 def _clean(shard: Shard, *, config: BuildConfig, folder: Path) -> None:
     source = config.sources[shard.source]
     # The folder's name holds what the lists say: another build may be of this process.
@@ -324,8 +343,7 @@ def _clean(shard: Shard, *, config: BuildConfig, folder: Path) -> None:
 @functools.lru_cache(maxsize=1)
 def _cleaner(content: str, folder: str) -> Cleaner:
     """Makes the cleaner of a build once in a process: it may have read long lists."""
-    del folder
-    return Cleaner.of(build_config(json.loads(content)))
+    return Cleaner.of(build_config(json.loads(content)), Path(folder) / "robots")
 
 
 def _rows(shard: int, folder: Path) -> int:
@@ -343,7 +361,8 @@ def _key(config: BuildConfig, shards: Sequence[Shard]) -> str:
         for s in shards
         if s.name is not None
     ]
-    lists = [named, _stamp(config.removals)]
+    lists = [named]
+    lists += map(_stamp, (config.removals, config.optouts, config.robots))
     if config.tokenizer not in tokenizers.KINDS:
         lists.append(_stamp(config.tokenizer))
     lists += [_stamp(s["path"]) for s in config.filters.values() if "path" in s]

@@ -49,7 +49,7 @@ def add_up(files: Iterable[tuple[str, Path]]) -> dict[str, dict[str, Any]]:
             found[source] = new
             continue
         old = found[source]
-        for key in ("counts", "masked", "lengths"):
+        for key in ("counts", "masked", "lengths", "removed"):
             for name, count in new[key].items():
                 old[key][name] = old[key].get(name, 0) + count
         for reason, entry in new["dropped"].items():
@@ -123,6 +123,7 @@ def make(
         "sources": sources,
         "duplicates": duplicates,
         "evaluations": facts["evaluations"],
+        "refusals": facts["refusals"],
         "repeats": {
             "words": config.repeated_words,
             "sources": {

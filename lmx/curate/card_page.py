@@ -41,6 +41,8 @@ def page(card: Mapping[str, Any]) -> str:
         _dropped(sources),
         "<h2>Evaluations that were looked for</h2>",
         _evaluations(card["evaluations"]),
+        "<h2>Who asked to be left out</h2>",
+        _refusals(card["refusals"]),
         "<h2>Duplicates</h2>",
         _duplicates(card["duplicates"]),
         "<h2>Repeated passages</h2>",
@@ -170,6 +172,22 @@ def _evaluations(evaluations: Mapping[str, Any]) -> str:
     rows = [(name, one["texts"], one["too short"]) for name, one in evaluations.items()]
     head = ("evaluation", "texts", "too short to be found")
     return _table(head, rows) if rows else "<p>None.</p>"
+
+
+def _refusals(told: Mapping[str, Any]) -> str:
+    removals = told["removals"]
+    rows = [(name, count) for name, count in told["addresses"].items() if count]
+    lists = ", ".join(told[key] or "none" for key in ("optouts", "robots"))
+    parts = [
+        f"<p>Removal list: {removals['lines']:,} lines, {removals['unmatched']:,} of "
+        f"no document. Opt-outs, saved robots.txt: {escape(lists)}. Crawlers whose "
+        f"refusals hold: {escape(', '.join(told['crawlers']) or 'none')}.</p>",
+        _table(("source", "documents with an address"), rows) if rows else "",
+    ]
+    if removals["such_as"]:
+        lines = "\n".join(removals["such_as"])
+        parts.append(f"<blockquote>{escape(lines)}</blockquote>")
+    return "".join(parts)
 
 
 def _repeats(repeats: Mapping[str, Any]) -> str:

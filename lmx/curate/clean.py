@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from lmx.core.errors import DataError
-from lmx.curate import records
+from lmx.core.errors import DataError, UserError
+from lmx.curate import records, rights
 from lmx.curate.config import BuildConfig, SourceConfig
 from lmx.curate.contamination import NGrams
 from lmx.curate.filters import Judge, make_filter
@@ -28,8 +28,11 @@ from lmx.curate.keys import whole
 from lmx.curate.masking import MASKS
 from lmx.curate.masking import mask as masked
 from lmx.curate.normalise import fingerprint, normalise
+from lmx.curate.optouts import OptOuts
+from lmx.curate.robots import Robots
 from lmx.data import places, readers
 from lmx.data.places import FileEntry
+from lmx.data.record import Record
 from lmx.inputs.examples import FORMATS
 
 EXAMPLES = 3  # of each reason, in a shard
@@ -73,6 +76,7 @@ class Tally:
         self.dropped: dict[str, dict[str, Any]] = {}
         self.masked: Counter[str] = Counter()
         self.lengths: Counter[int] = Counter()
+        self.removed: Counter[str] = Counter()
 
     def drop(self, reason: str, name: str, *, why: str, text: str) -> None:
         """Counts a document that is left out."""
@@ -97,6 +101,7 @@ class Tally:
             "counts": dict(self.counts),
             "dropped": self.dropped,
             "masked": dict(self.masked),
+            "removed": dict(self.removed),
             "lengths": {str(k): v for k, v in self.lengths.items()},
         }
 
@@ -109,15 +114,20 @@ class Cleaner:
     masks: dict[str, Callable[[str], tuple[str, int]]]
     leaks: dict[str, NGrams]
     removals: frozenset[str]
+    optouts: OptOuts
 
     @classmethod
-    def of(cls, config: BuildConfig) -> Cleaner:
-        """Returns the cleaner of a config; reads its lists and evaluations."""
+    def of(cls, config: BuildConfig, robots: Path | None = None) -> Cleaner:
+        """Returns the cleaner of a config; reads its lists and evaluations.
+
+        `robots` is a folder of what was gathered from archives.
+        """
         return cls(
             judges={n: make_filter(n, kwargs) for n, kwargs in config.filters.items()},
             masks={name: MASKS[name] for name in config.masks},
             leaks=evaluation_ngrams(config),
-            removals=removals(config),
+            removals=rights.removals(config),
+            optouts=OptOuts.of(config, Robots.of(config.robots, robots)),
         )
 
     def mask(self, text: str, tally: Tally) -> str:
@@ -134,7 +144,8 @@ class Cleaner:
             tally.drop("empty", name, why="no text", text=raw)
             return None
         digest = hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()
-        if not self.removals.isdisjoint((f"{source}/{name}", digest)):
+        if listed := self.removals & {f"{source}/{name}", digest}:
+            tally.removed.update(listed)
             tally.drop("removed", name, why="on the removal list", text="")
             return None
         text = self.mask(text, tally)
@@ -181,29 +192,35 @@ def _kept(
         found = readers.read(
             shard.entries,
             whole_files=shard.whole_files,
-            fields=records.fields_of(source),
+            fields=records.fields_of(source, address=cleaner.optouts.asks),
         )
     else:
         found = records.read_named(shard.name, source.text, tally.counts)
     for record in itertools.islice(found, source.max_documents):
         name = _spelled(record.name)
         tally.counts["records"] += 1
-        problem, text, fields = record.problem, "", None
+        problem, text, fields, refusal = record.problem, "", None, None
         if record.other is not None:
             tally.drop("no page", name, why=record.other, text="")
             continue
         try:
             if not problem:
                 text, fields, problem = _content(source, record, cleaner, tally)
+                refusal = _refusal(source, record, cleaner, tally)
+        except UserError:
+            raise
         except KeyError as error:
             problem = records.missing_field(error, record.fields)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             problem = str(error)
         if problem:
             tally.drop("damaged", name, why=problem, text="")
             continue
         size = len(text.encode("utf-8", "surrogatepass"))
         tally.counts.update(documents_in=1, bytes_in=size)
+        if refusal is not None:  # the card shows nothing of it
+            tally.drop(refusal[0], name, why=refusal[1], text="")
+            continue
         kept = cleaner.apply(shard.source, name, text, tally)
         if kept is not None:
             tally.keep(kept)
@@ -216,7 +233,7 @@ def _spelled(name: str) -> str:
 
 
 def _content(
-    source: SourceConfig, record: records.Record, cleaner: Cleaner, tally: Tally
+    source: SourceConfig, record: Record, cleaner: Cleaner, tally: Tally
 ) -> tuple[str, str | None, str | None]:
     """Returns the text of a record, its fields as an example, and what is wrong."""
     form = FORMATS[source.format]
@@ -229,6 +246,20 @@ def _content(
         tidy=lambda text: cleaner.mask(normalise(text), tally),
     )
     return text, json.dumps(fields), form.problem(fields)
+
+
+def _refusal(
+    source: SourceConfig, record: Record, cleaner: Cleaner, tally: Tally
+) -> tuple[str, str] | None:
+    """Returns under which reason its owner refuses a document, and why, if so."""
+    url = records.address(source, record.fields) if cleaner.optouts.asks else ""
+    tally.counts["addresses"] += bool(url)
+    try:
+        return cleaner.optouts.refusal(url, record.signals)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"no address: {url[:80]!r} ({error})") from error
 
 
 def _grouped(rows: Iterator[tuple], *, most: int) -> Iterator[list[tuple]]:
@@ -282,10 +313,3 @@ def evaluation_ngrams(config: BuildConfig) -> dict[str, NGrams]:
                 "in documents; mend its template, or leave it out"
             )
     return found
-
-
-def removals(config: BuildConfig) -> frozenset[str]:
-    """Returns the lines of the removal list."""
-    if config.removals is None:
-        return frozenset()
-    return frozenset(places.read_lines(config.removals, "removals"))

@@ -23,6 +23,13 @@ from lmx.inputs.examples import FORMATS
 USES = ("train", "commercial", "redistribute")
 DUPLICATES = ("exact", "near")
 SPLITS = ("train", "validation")
+# '*' is all, and those by which one is told from the crawlers of search engines.
+CRAWLERS = (
+    *("*", "AI2Bot", "Amazonbot", "anthropic-ai", "Applebot-Extended", "Bytespider"),
+    *("CCBot", "ChatGPT-User", "Claude-Web", "ClaudeBot", "cohere-ai", "Diffbot"),
+    *("FacebookBot", "Google-Extended", "GPTBot", "img2dataset", "meta-externalagent"),
+    *("omgili", "PanguBot", "PerplexityBot", "Timpibot"),
+)
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -59,6 +66,10 @@ class SourceConfig:
         (), "What the licence allows: 'train', 'commercial', 'redistribute'."
     )
     origin: str = knob("", "Where it was got, for the data card.")
+    url: str = knob(
+        "{url}",
+        "A document's address as a template, for opt-outs; records need not have it.",
+    )
     max_documents: int | None = knob(None, "Take only the first so many records.")
 
 
@@ -90,6 +101,19 @@ class BuildConfig:
         None,
         "File of documents to leave out, one a line: 'source/name', or the sha256 of "
         "a text.",
+    )
+    optouts: str | None = knob(
+        None,
+        "File of domains, or beginnings of addresses, whose documents are left out.",
+    )
+    crawlers: tuple[str, ...] = knob(
+        CRAWLERS,
+        "Crawlers whose refusals are honoured, in robots.txt and on pages; () honours "
+        "none.",
+    )
+    robots: str | None = knob(
+        None,
+        "Folder of HOST/robots.txt or HOST.txt, beside those that archives hold.",
     )
     masks: tuple[str, ...] = knob(
         (), "Personal data to mask: 'email', 'phone', 'ip', 'card', 'iban'."

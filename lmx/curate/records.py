@@ -65,13 +65,24 @@ def list_source(name: str, source: SourceConfig) -> Listing | None:
     return Listing(entries, False, over)
 
 
-def fields_of(source: SourceConfig) -> set[str]:
+def fields_of(source: SourceConfig, *, address: bool) -> set[str]:
     """Returns the fields of records that a source's templates name."""
     form = FORMATS[source.format]
     templates = [source.text]
     if form is not None:
         templates = [source.fields.get(name, f"{{{name}}}") for name in form.fields]
+    templates += [source.url] if address else []
     return {field for each in templates for field in FIELD.findall(each)}
+
+
+def address(source: SourceConfig, fields: dict[str, Any]) -> str:
+    """Returns the address of a document; none where records need not have one.
+
+    Raises as `render` does.
+    """
+    if source.url == SourceConfig.url and "url" not in fields:
+        return ""
+    return render(source.url, fields).strip()
 
 
 def cut(entries: list[FileEntry], size: int) -> list[list[FileEntry]]:

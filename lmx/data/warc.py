@@ -58,11 +58,19 @@ def read(entry: FileEntry, fields: Collection[str]) -> Iterator[Record]:
             yield _page(answer)
 
 
+def is_archive(name: str) -> bool:
+    """Returns whether a file of this name is an archive of answers."""
+    return streams.unpacked_name(name).endswith(".warc")
+
+
 def robots(entry: FileEntry) -> Iterator[tuple[str, str, str]]:
     """Yields (URL, date, content) of each robots.txt in an archive that was found."""
     for answer in answers(entry):
         if ROBOTS.fullmatch(answer.url) and 200 <= answer.status < 300:
-            content = decoded(answer.body or b"", answer.headers)[:ROBOTS_BYTES]
+            try:
+                content = decoded(answer.body or b"", answer.headers)[:ROBOTS_BYTES]
+            except ValueError:  # as if the server had given none
+                continue
             yield answer.url, answer.date, content.decode("utf-8", "replace")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import sys
 import typing
 from collections.abc import Callable
@@ -54,11 +55,15 @@ def main(argv: list[str]) -> int:
     make = pick({"processes": processes, "beam": beam}, options.runner, "runner")
     out = Path(options.out).absolute()
     from lmx.curate.build import build
+    from lmx.curate.rights import remarks
 
     with Stages() as stages:
         new = build(checked, out, runner=make(options), stage=stages.begin)
     done = "is built" if new else "was built already, from the same config and files"
     print(f"{out} {done}; its data card is {out / 'card.html'}")
+    card = json.loads((out / "card.json").read_text("utf-8"))
+    for remark in remarks(card["refusals"]):
+        print(remark, file=sys.stderr)
     print(f"next: lmx data show {options.out} --row=0", file=sys.stderr)
     return DONE
 

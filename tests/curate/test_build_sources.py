@@ -14,8 +14,10 @@ import fsspec
 import pytest
 
 from lmx.core.errors import DataError, UserError
+from lmx.curate import records
 from lmx.curate.build import build
 from lmx.curate.config import build_config, default_build_config
+from lmx.curate.rights import remarks
 from lmx.curate.runner import Processes
 from lmx.data.built import Built, open_built
 
@@ -127,3 +129,103 @@ def test_a_pattern_for_a_file_is_refused(corpus, tmp_path):
 def test_a_url_where_nothing_is_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"sources\.a\.path=.*nothing is there"):
         built({"path": "memory://nowhere/at/all"}, tmp_path / "store")
+
+
+def test_opted_out_documents_are_none_of_the_store(tmp_path):
+    rows = [
+        {"text": text(n), "link": f"https://{'no' if n % 3 else 'www.yes'}.org/{n}"}
+        for n in range(60)
+    ]
+    rows += [{"text": text(100), "link": None}, {"text": text(101)}]
+    rows += [{"text": text(102), "link": "http://[bad"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "optouts").write_text("YES.org\n")
+    source = {"path": str(path), "url": "{link}"}
+    changes = {"optouts": str(tmp_path / "optouts"), "bad_records": 0.1}
+    store = built(source, tmp_path / "store", **changes)
+    assert names(store) == {
+        f"rows.jsonl#{n + 1}" for n in range(61) if n % 3 or n == 60
+    }
+    assert dropped(store) == {
+        "opted out": ["rows.jsonl#1", "rows.jsonl#4", "rows.jsonl#7"],
+        "damaged": ["rows.jsonl#62", "rows.jsonl#63"],  # no link, and one that is none
+    }
+    card = json.loads((store.directory / "card.json").read_text())
+    assert card["sources"]["a"]["dropped"]["opted out"]["documents"] == 20
+    assert card["refusals"]["addresses"] == {"a": 61}
+    assert remarks(card["refusals"]) == []
+    # Without addresses the list has no effect, and that is told.
+    store = built({"path": str(path)}, tmp_path / "two", **changes)
+    assert len(names(store)) == 63
+    card = json.loads((store.directory / "card.json").read_text())
+    assert "no document has an address" in remarks(card["refusals"])[0]
+
+
+def test_lines_of_the_removal_list_that_are_of_no_document_are_told(corpus, tmp_path):
+    upper = hashlib.sha256(text(5).encode()).hexdigest().upper()
+    lines = ["a/sub/03.txt", upper, "a/sub/99.txt", "b/x", "0" * 64]
+    (tmp_path / "list").write_text("\n".join(lines))
+    store = built(
+        {"path": str(corpus)}, tmp_path / "store", removals=str(tmp_path / "list")
+    )
+    assert dropped(store) == {"removed": ["sub/03.txt", "sub/05.txt"]}
+    card = json.loads((store.directory / "card.json").read_text())
+    assert card["refusals"]["removals"] == {
+        "lines": 5,
+        "unmatched": 3,
+        "such_as": ["0" * 64, "a/sub/99.txt", "b/x"],
+    }
+    (told,) = remarks(card["refusals"])
+    assert told.startswith("removals: 3 of 5 lines are of no document")
+    assert "3 of no document" in (store.directory / "card.html").read_text()
+
+
+def answer(url: str, body: str, *headers: str, kind: str = "text/html") -> bytes:
+    lines = ["HTTP/1.1 200 OK", f"Content-Type: {kind}", *headers, "", body]
+    block = "\r\n".join(lines).encode()
+    head = (
+        f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\n"
+        f"WARC-Date: 2026-01-02T03:04:05Z\r\nContent-Length: {len(block)}\r\n\r\n"
+    )
+    return head.encode() + block + b"\r\n\r\n"
+
+
+def test_an_archive_is_built_of_pages_that_nobody_refuses(tmp_path, monkeypatch):
+    pytest.importorskip("resiliparse")
+    folder = tmp_path / "web"
+    folder.mkdir()
+    content = [
+        answer(f"http://{host}.org/{n}", f"<title>T</title><p>{text(7 * h + n)}")
+        for h, host in enumerate(("free", "mine", "listed"))
+        for n in range(7)
+    ]
+    meta, search = "<meta name=robots content=noai>", "X-Robots-Tag: max-snippet: 3"
+    content += [
+        answer("http://free.org/meta", f"{meta}<p>{text(800)}"),
+        answer("http://free.org/head", f"<p>{text(801)}", "TDM-Reservation: 1"),
+        answer("http://free.org/search", f"<p>{text(802)}", search),
+        answer("http://free.org/x.png", "png", kind="image/png"),
+    ]
+    (folder / "a.warc").write_bytes(b"".join(content))
+    # The rules of a host may be in another shard than its pages, and come later.
+    rules = "User-agent: GPTBot\nDisallow: /\nUser-agent: *\nDisallow: /meta"
+    robots = answer("http://mine.org/robots.txt", rules, kind="text/plain")
+    (folder / "b.warc").write_bytes(robots)
+    (tmp_path / "optouts").write_text("listed.org")
+    monkeypatch.setattr(records, "SHARD_BYTES", 1)
+    source = {"path": str(folder), "text": "{title}: {text}"}
+    store = built(source, tmp_path / "store", optouts=str(tmp_path / "optouts"))
+    assert len(names(store)) == 8
+    about = json.loads((store.directory / "card.json").read_text())["sources"]["a"]
+    assert {why: d["documents"] for why, d in about["dropped"].items()} == {
+        "robots.txt": 7,
+        "opted out": 7,
+        "page says no": 2,
+        "no page": 2,
+    }
+    for entry in about["dropped"].values():
+        assert [example["text"] for example in entry["examples"]].count("") >= 2
+    store = built(source, tmp_path / "two", crawlers=())
+    assert set(dropped(store)) == {"no page"}
+    assert len(names(store)) == 24
