@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import numpy as np
 import pytest
 
 from lmx.api import load
-from lmx.core.config import default_config, freeze
+from lmx.core.config import default_config, freeze, load_experiment
 from lmx.core.errors import UserError
 from lmx.curate.build import build
 from lmx.curate.config import build_config, default_build_config
@@ -16,7 +17,10 @@ from lmx.curate.runner import Processes
 from lmx.data.built import open_built
 from lmx.data.pipeline import prepare
 from lmx.inputs.examples import PLAIN_TEMPLATE
+from lmx.run.data_show import main as show
 from lmx.run.train import packing_line, train
+
+from .conftest import ROOT
 
 
 def build_store(folder, name, form, records, **fields):
@@ -147,6 +151,16 @@ def test_pairs_are_not_parted_and_not_all_learned(pairs, tmp_path, packing, said
         train(freeze(config), tmp_path / "run", say=lambda text: None)
 
 
+def test_pairs_are_shown_side_by_side(pairs, capsys):
+    assert show([str(pairs), "--row=0"]) == 0
+    first = capsys.readouterr().out
+    assert "assistant:" in first
+    assert show([str(pairs), "--row=0", "--packing=best_fit"]) == 0
+    assert capsys.readouterr().out == first
+    assert show([str(pairs), "--row=0", "--length=93"]) == 0
+    assert "pairs are longer than a row: left out" in capsys.readouterr().out
+
+
 def test_pairs_longer_than_a_row_are_told_and_many_are_refused(pairs):
     data = freeze(small_config(pairs)).data
     offsets = open_built(pairs).sources[0].train.offsets
@@ -186,6 +200,48 @@ def test_a_store_with_prompts_trains_prefix_attention_and_its_model_answers(
     first, second = model.embed(["some text", "some test"])
     assert np.isfinite(first).all()
     assert (first != second).any()
+
+
+def test_the_experiment_of_denoising_builds_and_takes_smoke_steps(tmp_path):
+    """On files that are like its own, but small."""
+    words = [f"{n} and {n * n}" for n in range(300)]
+    records = {
+        "text/presidential_addresses": [
+            {"text": ", ".join(words[n : n + 30])} for n in range(0, 260, 4)
+        ],
+        "summarize/package_descriptions": [
+            {"summary": words[n], "text": " or ".join(words[n : n + 9])}
+            for n in range(60)
+        ],
+        "pairs/en_es_verses": [
+            {"en": f"it is {word}", "es": f"esto es {word}"} for word in words
+        ],
+    }
+    for name, lines in records.items():
+        path = tmp_path / f"{name}.jsonl.gz"
+        path.parent.mkdir()
+        path.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
+    builds = load_experiment(f"{ROOT}/experiments/data/denoise.py:{tmp_path}")
+    builds.vocab_size, builds.duplicates = 384, ()
+    for source in builds.sources.values():
+        if "chunk_tokens" in source["fields"]:
+            source["fields"]["chunk_tokens"] = "40"
+    build(
+        build_config(builds),
+        tmp_path / "store",
+        runner=Processes(1),
+        stage=lambda name, items: lambda done: None,
+    )
+    sources = {s.name: s.train for s in open_built(tmp_path / "store").sources}
+    shares = {n: s.num_targets / s.num_tokens for n, s in sources.items()}
+    assert 0.15 < shares["addresses"] < 0.3  # 15 % of a text, its sentinels, an end
+    assert 0.4 < shares["packages"] < 0.6
+    assert sources["addresses"].num_documents > 2 * 60  # chunks
+    config = load_experiment(f"{ROOT}/experiments/denoise.py:smoke")
+    config.data.path = str(tmp_path / "store")
+    summary = train(freeze(config), tmp_path / "run", say=lambda text: None)
+    assert summary["step"] == config.steps
+    assert sorted(summary["sources"]) == sorted(sources)
 
 
 def test_prefix_attention_needs_a_prompt_somewhere(tmp_path):
