@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import codecs
 import itertools
-import json
 from collections.abc import Callable, Collection, Iterator
 
 from lmx.core.errors import DataError
-from lmx.data import pages, places, streams, warc
+from lmx.data import array_records, pages, places, streams, warc
 from lmx.data.places import FileEntry
-from lmx.data.record import Record
+from lmx.data.record import Record, json_record, not_text, text_record
 
 SMALLEST_PIECE, LARGEST_PIECE, PIECES = 1_000, 16_000, 64
 
@@ -57,12 +56,7 @@ def text_file(entry: FileEntry) -> Record:
         content = b"".join(streams.chunks(entry, most=streams.LONGEST_LINE))
     except streams.TooLong:
         return Record(entry.name, {}, f"more than {streams.LONGEST_LINE >> 20} MB")
-    if problem := _not_text(content):
-        return Record(entry.name, {}, problem)
-    try:
-        return Record(entry.name, {"text": content.decode("utf-8-sig")})
-    except UnicodeDecodeError as error:
-        return Record(entry.name, {}, f"not UTF-8 at byte {error.start}")
+    return text_record(entry.name, content)
 
 
 def split_text(texts: Iterator[str]) -> Iterator[str]:
@@ -134,7 +128,7 @@ def _decoded(entry: FileEntry) -> Iterator[str]:
     done = 0
     for chunk in itertools.chain(streams.chunks(entry), [b""]):
         try:
-            if problem := _not_text(chunk):
+            if problem := not_text(chunk):
                 raise DataError(f"{entry.path} is not text ({problem})")
             yield decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
@@ -143,25 +137,6 @@ def _decoded(entry: FileEntry) -> Iterator[str]:
                 "convert it (iconv -f latin1 -t utf-8)"
             ) from error
         done += len(chunk)
-
-
-def _not_text(content: bytes) -> str | None:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "UTF-16"
-    return "binary" if b"\0" in content else None
-
-
-def json_record(name: str, line: bytes) -> Record:
-    """Returns the record that JSON spells, or what is wrong with it."""
-    try:
-        fields = json.loads(line)
-    except UnicodeDecodeError as error:
-        return Record(name, {}, f"not UTF-8 at byte {error.start}")
-    except (ValueError, RecursionError) as error:
-        return Record(name, {}, f"not JSON ({str(error)[:80]})")
-    if not isinstance(fields, dict):
-        return Record(name, {}, f"{type(fields).__name__}, not an object")
-    return Record(name, fields)
 
 
 def _json_lines(entry: FileEntry, fields: Collection[str]) -> Iterator[Record]:
@@ -203,6 +178,7 @@ def _parquet(entry: FileEntry, fields: Collection[str]) -> Iterator[Record]:
 READERS: dict[tuple[str, ...], Reader] = {
     (".jsonl", ".ndjson"): _json_lines,
     (".parquet", ".pq"): _parquet,
+    (".array_record", ".arrayrecord"): array_records.read,
     (".html", ".htm"): pages.read,
     (".warc", ".wet"): warc.read,
 }

@@ -49,12 +49,8 @@ def chunks(entry: FileEntry, most: int | None = None) -> Iterator[bytes]:
         with file, pyarrow.input_stream(file, compression=packed) as stream:
             while chunk := stream.read(READ_BYTES):
                 done += len(chunk)
-                if packed and done > max(EXPANSION_BYTES, EXPANSION * entry.size):
-                    raise DataError(
-                        f"{entry.path} unpacks to more than {EXPANSION} times its "
-                        f"{entry.size:,} bytes; it is taken for a bomb: unpack it "
-                        "yourself if it is none"
-                    )
+                if packed:
+                    check_expansion(entry, done)
                 if most is not None and done > most:
                     raise TooLong
                 yield chunk
@@ -63,6 +59,15 @@ def chunks(entry: FileEntry, most: int | None = None) -> Iterator[bytes]:
         raise DataError(
             f"{entry.path} is not a {kind} ({error}); fetch or write it again"
         ) from error
+
+
+def check_expansion(entry: FileEntry, done: int) -> None:
+    """Raises a `DataError` where a file gives so many bytes that it must be a bomb."""
+    if done > max(EXPANSION_BYTES, EXPANSION * entry.size):
+        raise DataError(
+            f"{entry.path} unpacks to more than {EXPANSION} times its {entry.size:,} "
+            "bytes; it is taken for a bomb: unpack it yourself if it is none"
+        )
 
 
 def lines(entry: FileEntry) -> Iterator[bytes | None]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lmx.core.errors import DataError, StorageError, UserError, did_you_mean
 from lmx.core.schema import DataConfig
-from lmx.data import files
+from lmx.data import files, places
 from lmx.data.pipeline import TRAINING_BYTES, cache_directory
 from lmx.data.sources import Document, Source, open_source, read_documents
 from lmx.data.spool import Spool
@@ -122,7 +122,7 @@ def _documents(
     )
     values: dict[str, str] = {}
     if options.by is not None:
-        values = field_values(Path(options.path).expanduser(), options.by)
+        values = field_values(options.path, options.by)
         _check_values(options, values.values())
 
     def group(name: str) -> str:
@@ -143,12 +143,12 @@ def _documents(
         yield group(name), document
 
 
-def field_values(path: Path, field: str) -> dict[str, str]:
+def field_values(path: str, field: str) -> dict[str, str]:
     """Returns the value of a field by the name of the document that has it."""
-    if not path.exists():
+    if (found := places.find(path)) is None:
         raise DataError(f"--by={field} needs files of records; there is no {path}")
     values: dict[str, str] = {}
-    for entry in files.list_files(path):
+    for entry in found.entries:
         for name, value in files.read_field(entry, field=field):
             if value is not None and not isinstance(value, str | int | float):
                 raise DataError(

@@ -7,6 +7,8 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -103,19 +105,29 @@ def test_pieces_end_at_blank_lines():
     assert all(piece.endswith("\n\n") for piece in pieces)
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet", ".txt.gz"])
+@pytest.mark.parametrize(
+    "suffix",
+    [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".array_record", ".txt.gz"],
+)
 def test_each_format_gives_the_same_text(tmp_path, suffix):
     texts = ["first", "second\nwith lines", "dritte Größe 🙂"]
     file = tmp_path / f"data{suffix}"
     lines = "".join(json.dumps({"id": 1, "text": t}) + "\n" for t in texts)
     if suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
         pyarrow.parquet.write_table(pyarrow.table({"text": texts}), file)
     elif suffix == ".txt.gz":
         texts = ["\n\n".join(texts)]
         file.write_bytes(gzip.compress(texts[0].encode()))
+    elif suffix == ".jsonl.zst":
+        packed = pyarrow.Codec("zstd").compress(lines.encode(), asbytes=True)
+        file.write_bytes(packed)
+    elif suffix == ".array_record":
+        from array_record.python.array_record_module import ArrayRecordWriter
+
+        writer = ArrayRecordWriter(str(file), "group_size:1")
+        for line in lines.splitlines():
+            writer.write(line.encode())
+        writer.close()
     elif suffix == ".jsonl.gz":
         file.write_bytes(gzip.compress(lines.encode()))
     else:
@@ -127,9 +139,6 @@ def test_each_format_gives_the_same_text(tmp_path, suffix):
 def test_a_missing_field_names_the_nearest(tmp_path, suffix):
     file = tmp_path / f"data{suffix}"
     if suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
-
         pyarrow.parquet.write_table(pyarrow.table({"texts": ["x"], "n": [1]}), file)
     else:
         file.write_text('{"texts": "x", "n": 1}\n', "utf-8")
