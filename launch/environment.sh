@@ -86,7 +86,7 @@ lmx_find_python() {
 
 # What the installed packages follow from: when this changes, they are brought up to date.
 lmx_key() {
-  { printf '%s\n' "$LMX_ROOT" && cat "$LMX_ROOT/pyproject.toml" "$LMX_ROOT/requirements.lock"; } | cksum
+  { printf '%s\n' "$LMX_ROOT" && cat "$LMX_ROOT"/{pyproject.toml,requirements*.lock}; } | cksum
 }
 
 # Succeeds if the packages are there: LMX_VENV/.lmx-installed holds the key and extras.
@@ -132,7 +132,7 @@ lmx_clear() {
 }
 
 lmx_install() {
-  local python installer extras target log started=$SECONDS
+  local python installer extras target lock=requirements.lock log started=$SECONDS
   python=$(lmx_find_python) || return
   installer=$(lmx_installer)
   extras=${LMX_EXTRAS:-}
@@ -140,6 +140,7 @@ lmx_install() {
     extras=$extras,$(sed -n 2p "$LMX_VENV/.lmx-installed")
   fi
   extras=$(printf '%s' "$extras" | tr ',' '\n' | sort -u | grep . | paste -s -d , -) || true
+  case ",$extras," in *,beam,*) lock=requirements-beam.lock ;; esac # it holds others back
   lmx_clear || return
   lmx_say "installing into $LMX_VENV ($installer, $python); once, a minute or a few"
   mkdir -p "$LMX_VENV" || return
@@ -147,7 +148,7 @@ lmx_install() {
   : >"$LMX_VENV/.lmx-installing" # stays if this is killed: lmx_clear sees it
   log=$LMX_VENV/install.log
   target=.${extras:+[$extras]}
-  if ! "lmx_install_with_$installer" "$python" "$target" >"$log" 2>&1; then
+  if ! "lmx_install_with_$installer" "$python" "$target" "$lock" >"$log" 2>&1; then
     if [ "$installer" = pip ] || [ -n "${LMX_INSTALLER:-}" ]; then
       cat "$log" >&2
       lmx_say "the installation failed, see above; the same command tries again"
@@ -155,7 +156,7 @@ lmx_install() {
     fi
     # uv does not read pip's configuration, which may know the only reachable index.
     lmx_say "uv failed: $(grep -v '^ *$' "$log" | head -n 1); trying pip"
-    if ! lmx_install_with_pip "$python" "$target" >"$log" 2>&1; then
+    if ! lmx_install_with_pip "$python" "$target" "$lock" >"$log" 2>&1; then
       cat "$log" >&2
       lmx_say "the installation failed, see above; the same command tries again"
       return 74
@@ -173,7 +174,7 @@ lmx_install_with_uv() {
     uv venv --quiet --allow-existing --python "$1" --prompt lmx "$LMX_VENV" || return
   fi
   (cd "$LMX_ROOT" && uv pip install --quiet --python "$LMX_VENV/bin/python" \
-    --compile-bytecode --constraint requirements.lock --editable "$2")
+    --compile-bytecode --constraint "$3" --editable "$2")
 }
 
 lmx_install_with_pip() {
@@ -184,7 +185,7 @@ lmx_install_with_pip() {
   fi
   (cd "$LMX_ROOT" && "$LMX_VENV/bin/python" -m pip install --quiet --no-input \
     --disable-pip-version-check --no-compile \
-    --constraint requirements.lock --editable "$2") || return
+    --constraint "$3" --editable "$2") || return
   # Some packages ship templates that are no Python; those lines are no failure.
   "$LMX_VENV/bin/python" -m compileall -q -j 0 "$LMX_VENV/lib" || true
 }

@@ -53,7 +53,7 @@ class Machine:
         self.log = folder / "uv.log"
         self.venv = self.root / ".venv"
         shutil.copytree(ROOT / "launch", self.root / "launch")
-        for name in ("pyproject.toml", "requirements.lock"):
+        for name in ("pyproject.toml", "requirements.lock", "requirements-beam.lock"):
             shutil.copy(ROOT / name, self.root)
         self.bin.mkdir()
         tools = """bash cat cksum cp cut dirname env find flock getconf grep head ls
@@ -218,6 +218,12 @@ def test_extras_are_added_when_asked_for_and_stay(machine):
         machine.train(LMX_EXTRAS=extras)
     targets = [line.split()[-1] for line in machine.installs()]
     assert targets == [".", ".[dev]", ".[bench,dev]"]
+
+
+def test_apache_beam_has_a_lock_of_its_own(machine):
+    machine.python("3.12")
+    machine.train(LMX_EXTRAS="dev,beam")
+    assert "--constraint requirements-beam.lock" in machine.installs()[0]
 
 
 def test_the_venv_of_another_checkout_is_brought_up_to_date(machine, tmp_path):

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,11 +52,16 @@ def test_dependencies_are_few_and_bounded_on_both_sides():
     assert all((">=" in line) and (",<" in line) for line in core)
 
 
-def test_the_lock_holds_every_dependency_and_no_address():
+@pytest.mark.parametrize(
+    ("name", "extras"),
+    [("requirements.lock", ("dev",)), ("requirements-beam.lock", ("dev", "beam"))],
+)
+def test_a_lock_holds_every_dependency_and_no_address(name, extras):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lock = (ROOT / "requirements.lock").read_text()
+    lock = (ROOT / name).read_text()
     names = {line.split("==")[0] for line in lock.splitlines() if "==" in line}
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    more = (project["optional-dependencies"][extra] for extra in extras)
+    wanted = [*project["dependencies"], *itertools.chain(*more)]
     assert {line.split(">=")[0].lower() for line in wanted} <= names
     assert "://" not in lock
     assert "--" not in lock

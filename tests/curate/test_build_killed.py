@@ -17,7 +17,7 @@ from lmx.core.errors import UserError
 from lmx.curate import records
 from lmx.curate.build import build
 from lmx.curate.config import build_config, default_build_config
-from lmx.curate.runner import Processes
+from lmx.curate.runner import Beam, Processes, Runner
 
 REPOSITORY = Path(__file__).parents[2]
 WORDS = [f"{a}{b}{c}" for a in "bdfgklm" for b in "aeiou" for c in ("n", "r", "st")]
@@ -87,7 +87,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def built(folder: Path, name: str, *, workers: int = 1, **changes) -> bool:
+def built(folder: Path, name: str, *, runner: Runner | None = None, **changes) -> bool:
     made = default_build_config()
     rights = {"licence": "CC0-1.0", "uses": ("train",)}
     made.sources = {
@@ -98,7 +98,7 @@ def built(folder: Path, name: str, *, workers: int = 1, **changes) -> bool:
     made.vocab_size = 300
     made.validation_fraction = 0.2
     made.update(changes)
-    runner = Processes(workers)
+    runner = runner or Processes(1)
     stage = lambda name, items: lambda done: None  # noqa: E731 - as the caller has it
     return build(build_config(made), folder / name, runner=runner, stage=stage)
 
@@ -150,7 +150,7 @@ def test_killed_at_every_stage_it_goes_on_and_ends_the_same(folder, monkeypatch)
         assert (folder / "store").exists() == (moment == MOMENTS[-1])
     assert len(before) >= 30
     monkeypatch.setattr(records, "SHARD_BYTES", 2000)
-    assert not built(folder, "store", workers=2)  # nothing was left to build
+    assert not built(folder, "store", runner=Processes(2))  # nothing was left to build
     assert digest(folder / "store") == digest(folder / "whole")
     assert not list(folder.glob(".store.building"))
 
@@ -160,9 +160,18 @@ def test_other_processes_go_on_with_the_tokens(folder, monkeypatch, moment):
     built(folder, "whole")
     kill(folder, moment)
     monkeypatch.setattr(records, "SHARD_BYTES", 2000)
-    assert built(folder, "store", workers=2)
+    assert built(folder, "store", runner=Processes(2))
     assert digest(folder / "store") == digest(folder / "whole")
     assert not list(folder.glob(".*"))
+
+
+def test_beam_goes_on_with_what_was_killed_here(folder, monkeypatch):
+    pytest.importorskip("apache_beam")
+    built(folder, "whole")
+    kill(folder, MOMENTS[7])
+    monkeypatch.setattr(records, "SHARD_BYTES", 2000)
+    assert built(folder, "store", runner=Beam())
+    assert digest(folder / "store") == digest(folder / "whole")
 
 
 def test_another_store_under_the_name_is_not_taken_for_the_build_s(folder, monkeypatch):
