@@ -43,6 +43,12 @@ class DataConfig:
         "only within its document; 'document' starts every document on a new row; "
         "'best_fit' fills rows with whole documents, for examples.",
     )
+    row_lengths: tuple[str, ...] = knob(
+        (),
+        "Shorter rows first, such as '128', '25%: 256', '60%: 512': from a share of "
+        "the steps (or a step) on, the rows of a step are cut to that many tokens; the "
+        "last is model.context_length. () is that length throughout.",
+    )
     mixture: tuple[str, ...] = knob(
         (),
         "Weights of a store's sources, such as 'wiki=3 code=1'; further entries hold "

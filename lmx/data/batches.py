@@ -16,6 +16,7 @@ import numpy as np
 from lmx.core import errors
 from lmx.data.mixture import Mixture
 from lmx.data.rows import Rows
+from lmx.data.stages import RowLengths
 from lmx.inputs.batch import Batch
 
 BLOCK, BLOCKS_KEPT = 1 << 14, 4  # rows whose ids are computed at once
@@ -33,6 +34,7 @@ class Batches:
         batch_size: int,
         prefetch: int,
         workers: int,
+        lengths: RowLengths | None = None,
     ):
         """Raises a `UserError` for a value out of range."""
         for name, value, least in (
@@ -50,16 +52,24 @@ class Batches:
         self._block = functools.lru_cache(maxsize=BLOCKS_KEPT)(
             lambda number: mixture.rows(number * BLOCK, (number + 1) * BLOCK)
         )
+        self.lengths = lengths
         self._prefetch, self._workers = prefetch, workers
         self.batch_size = batch_size
 
     def at(self, step: int) -> Batch:
-        """Returns the batch of a step, [batch_size, context_length], in O(1)."""
+        """Returns the batch of a step, [batch_size, context_length], in O(1).
+
+        Where rows are cut to l, it is [batch_size · context_length / l, l].
+        """
         return self.rows_at(step, 0, self.batch_size)
 
     def rows_at(self, step: int, start: int, stop: int) -> Batch:
-        """Returns rows `start` to `stop` of the batch of a step: one host's share."""
-        return self.rows.batch(self.ids_at(step, start, stop))
+        """Returns rows `start` to `stop` of the batch of a step: one host's share.
+
+        They count as they are before they are cut, and a row is cut on its own.
+        """
+        length = None if self.lengths is None else self.lengths.at(step)
+        return self.rows.batch(self.ids_at(step, start, stop), length=length)
 
     def ids_at(self, step: int, start: int, stop: int) -> np.ndarray:
         """Returns the ids, int64 [stop - start], of rows of the batch of a step."""

@@ -20,6 +20,7 @@ from lmx.data.built import TEMPLATE, SourceStores, tokens_digest
 from lmx.data.mixture import Mixture
 from lmx.data.recipe import plan
 from lmx.data.rows import Rows
+from lmx.data.stages import RowLengths
 from lmx.inputs.tokenizers import Tokenizer
 
 MOST_LEFT_OUT = 0.1  # of all pairs, for being longer than a row
@@ -68,6 +69,14 @@ class Corpus:
             batch_size=self.config.batch_size,
             prefetch=self.config.prefetch_batches,
             workers=self.config.workers,
+            lengths=self.row_lengths,
+        )
+
+    @functools.cached_property
+    def row_lengths(self) -> RowLengths:
+        """How long the rows of each training step are."""
+        return RowLengths(
+            self.config, context_length=self.context_length, steps=self.steps
         )
 
     @functools.cached_property

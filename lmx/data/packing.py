@@ -53,25 +53,36 @@ class Packer:
         self.counts = np.diff(self._first_rows[ends])
         """How many rows each store has."""
 
-    def layout(self, rows: np.ndarray) -> Layout:
-        """Returns what is in the rows, int64 [B]; a row below 0 is all padding."""
+    def layout(self, rows: np.ndarray, *, length: int | None = None) -> Layout:
+        """Returns what is in the rows, int64 [B]; a row below 0 is all padding.
+
+        Rows of 'concat' may be cut into pieces of a `length` that divides theirs: each
+        is then a row, [B · L / length], as if rows had been so long from the first.
+        """
         start_B, stop_B = self._windows(rows)
+        length = length or self._length
+        if length != self._length:
+            assert not self._document
+            assert self._length % length == 0
+            cuts = np.arange(0, self._length, length)
+            start_B = (start_B[:, None] + cuts).ravel()
+            stop_B = np.repeat(stop_B, len(cuts)).clip(start_B, start_B + length + 1)
         # A token without a target has nothing to learn from: it is padding too.
         length_B = np.maximum(stop_B - start_B - 1, 0)
         first_B = np.searchsorted(self._stream.offsets, start_B, "right")
         last_B = np.searchsorted(self._stream.offsets, stop_B, "left")
         count_B = np.maximum(last_B - first_B, 0)
-        row_D = np.repeat(np.arange(len(rows)), count_B)
+        row_D = np.repeat(np.arange(len(start_B)), count_B)
         before_B = np.cumsum(count_B) - count_B
         document_D = np.arange(len(row_D)) + (first_B - before_B)[row_D]
-        begin_B = np.arange(len(rows)) * self._length
+        begin_B = np.arange(len(start_B)) * length
         begin_D = self._stream.offsets[document_D] + (begin_B - start_B)[row_D]
         used = length_B > 0
         return Layout(
             begin_P=begin_B[used],
             start_P=start_B[used],
             length_P=length_B[used],
-            begin_D=begin_D[begin_D % self._length > 0],
+            begin_D=begin_D[begin_D % length > 0],
             unpredicted_N=begin_D - 1,  # nothing predicts a BOS
         )
 

@@ -13,18 +13,14 @@ Which row comes when is in `mixture`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from lmx.core import errors
 from lmx.core.schema import DataConfig
 from lmx.data.mixture import Mixture, Stage, whole_numbers
+from lmx.data.stages import Entry, entries, number
 
-_STAGE = re.compile(
-    r"\s*(?:(?P<start>[\d.]+)(?P<share>%?)\s*:)?(?P<weights>.*)", re.DOTALL
-)
-_NUMBER = re.compile(r"(?=.{1,20}$)(\d+\.?\d*|\.\d+)", re.ASCII)
 _EXAMPLE = "write it as in data.mixture=('wiki=3 code=1', '80%: code=1')"
 
 
@@ -54,14 +50,10 @@ def _stages(config: DataConfig, rows: Mapping[str, int], *, steps: int) -> list[
             f"data.temperature={config.temperature} must be above 0; 1 leaves weights "
             "as they are, more evens them out"
         )
-    parsed = [_stage(text, rows, steps=steps) for text in config.mixture]
+    found = entries(config.mixture, key="data.mixture", steps=steps, example=_EXAMPLE)
+    parsed = [(entry.start, _weights(entry, rows)) for entry in found]
     if not parsed or parsed[0][0] > 0:
         parsed.insert(0, (0, {name: Fraction(count) for name, count in rows.items()}))
-    starts = [start for start, _ in parsed]
-    if starts != sorted(starts):
-        raise errors.UserError(
-            f"the entries of data.mixture start at steps {starts}; put them in order"
-        )
     return [
         Stage(
             start * config.batch_size,
@@ -79,32 +71,23 @@ def _evened(weights: list[Fraction], temperature: float) -> Sequence[Fraction | 
     return [float(weight / largest) ** (1 / temperature) for weight in weights]
 
 
-def _stage(
-    text: str, rows: Mapping[str, int], *, steps: int
-) -> tuple[int, dict[str, Fraction]]:
-    """Returns the step that an entry holds from, and the weight of every source."""
-    match = _STAGE.fullmatch(text)
-    assert match is not None  # it matches everything
-    start = _number(match["start"] or "0", text)
-    if match["share"]:
-        start = start * steps / 100
-    elif start.denominator != 1:
-        raise errors.UserError(
-            f"data.mixture has {text!r}: {match['start']} is not a whole step; "
-            f"{_EXAMPLE}"
-        )
+def _weights(entry: Entry, rows: Mapping[str, int]) -> dict[str, Fraction]:
+    """Returns the weight that an entry gives to every source."""
     weights = dict.fromkeys(rows, Fraction(0))
-    for part in match["weights"].split():
+    for part in entry.what.split():
         name, equals, weight = part.partition("=")
         if not equals:
             raise errors.UserError(
-                f"data.mixture has {text!r}: {part!r} is no name=weight; {_EXAMPLE}"
+                f"data.mixture has {entry.text!r}: {part!r} is no name=weight; "
+                f"{_EXAMPLE}"
             )
         errors.pick(rows, name, "source in data.mixture")
-        weights[name] = _number(weight, text)
+        weights[name] = number(weight, entry.text, example=_EXAMPLE)
     if not any(weights.values()):
-        raise errors.UserError(f"data.mixture has {text!r}: no weights; {_EXAMPLE}")
-    return int(start), weights
+        raise errors.UserError(
+            f"data.mixture has {entry.text!r}: no weights; {_EXAMPLE}"
+        )
+    return weights
 
 
 def _caps(texts: Sequence[str], rows: Mapping[str, int]) -> dict[str, Fraction]:
@@ -112,12 +95,12 @@ def _caps(texts: Sequence[str], rows: Mapping[str, int]) -> dict[str, Fraction]:
     named: dict[str, Fraction] = {}
     others: dict[str, Fraction] = {}
     for text in texts:
-        name, equals, number = text.rpartition("=")
+        name, equals, times = text.rpartition("=")
         if equals:
             errors.pick(rows, name, "source in data.max_epochs")
-            named[name] = _number(number, text)
+            named[name] = number(times, text, example=_EXAMPLE)
         else:
-            others = dict.fromkeys(rows, _number(text, text))
+            others = dict.fromkeys(rows, number(text, text, example=_EXAMPLE))
     return others | named
 
 
@@ -145,12 +128,3 @@ def _check_caps(
         f"take at most {low:,} steps, or lower its share of the rows from "
         f"{counts[worst] / total:.2%} to {limit / total:.2%} in data.mixture"
     )
-
-
-def _number(text: str, whole: str) -> Fraction:
-    """Returns the number, 0 or more, that a text spells, exactly."""
-    if not _NUMBER.fullmatch(text):
-        raise errors.UserError(
-            f"{text!r} in {whole!r} must be a number of 0 or more; {_EXAMPLE}"
-        )
-    return Fraction(text)

@@ -58,10 +58,18 @@ class Rows:
         """Returns the index in `names` of the source of each row; -1 for padding."""
         return np.searchsorted(self._first, ids, "right") - 1
 
-    def batch(self, ids: np.ndarray) -> Batch:
-        """Returns the rows, int64 [B], as a batch; a row below 0 is all padding."""
-        layout = self._packer.layout(ids)
-        return self._stream.batch(layout, rows=len(ids), length=self._length)
+    def batch(self, ids: np.ndarray, *, length: int | None = None) -> Batch:
+        """Returns the rows, int64 [B], as a batch; a row below 0 is all padding.
+
+        With a `length` each row of 'concat' is cut: [B · L / length, length].
+        """
+        if length is None or length == self._length:
+            layout = self._packer.layout(ids)
+            return self._stream.batch(layout, rows=len(ids), length=self._length)
+        assert isinstance(self._packer, Packer)
+        layout = self._packer.layout(ids, length=length)
+        rows = len(ids) * self._length // length
+        return self._stream.batch(layout, rows=rows, length=length)
 
     @property
     def waste(self) -> Waste:

@@ -58,7 +58,9 @@ class Seen:
         ids = self._batches.ids_at(step, 0, self._batches.batch_size)
         sources = self._batches.rows.source_of(ids)
         size = len(self._rows)
-        tokens_B = np.count_nonzero(batch.loss_weights, axis=1)
+        # Rows that were cut into pieces are counted whole.
+        weight_BL = np.asarray(batch.loss_weights).reshape(len(ids), -1)
+        tokens_B = np.count_nonzero(weight_BL, axis=1)
         self._rows += np.bincount(sources, minlength=size)
         self._tokens += np.bincount(sources, tokens_B, size).astype(np.int64)
         return int(tokens_B.sum())

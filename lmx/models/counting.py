@@ -14,8 +14,10 @@ def parameter_count(c: Architecture) -> int:
     return _tables(c) + sum(_layers(c, experts=c.num_experts)) + final
 
 
-def flops_per_token(c: Architecture) -> float:
+def flops_per_token(c: Architecture, *, length: int | None = None) -> float:
     """Returns the FLOPs of one training step per token, as MFU counts them.
+
+    In rows of `length` tokens; None is the model's context.
 
     6 per parameter that multiplies a token, and 6 · heads · (query size + value size) ·
     context for attention without the saving of causality (Chowdhery et al. 2022,
@@ -25,12 +27,13 @@ def flops_per_token(c: Architecture) -> float:
     multiplies = sum(_layers(c, experts=c.experts_per_token)) + c.vocab_size * c.width
     multiplies += _norm(c) if c.norm_position != "post" else 0
     multiplies += _embedding_norm(c)
-    window = c.window or c.context_length
+    length = length or c.context_length
+    window = c.window or length
     window = window if c.attention != "bidirectional" else 2 * window - 1
     scores = 0
     for i in range(c.num_layers):
         mixer = c.pattern[i % len(c.pattern)]
-        seen = min(c.context_length, window) if mixer == "window" else c.context_length
+        seen = min(length, window) if mixer == "window" else length
         value = c.value_dim if mixer == "latent" else c.head_dim
         scores += seen * (c.head_dim + value)
     return 6 * multiplies + 6 * c.num_heads * scores

@@ -135,15 +135,18 @@ def show_step(console: Console, options: argparse.Namespace, overrides: list) ->
         report=lambda text: console.print(text, style="dim"),
     )
     batches = corpus.train_batches()
-    ids = batches.ids_at(step - 1, 0, batches.batch_size)
-    batch = batches.rows.batch(ids)
+    ids, batch = batches.ids_at(step - 1, 0, batches.batch_size), batches.at(step - 1)
     sources = batches.rows.source_of(ids)
     first = np.cumsum([0, *batches.rows.counts.values()])
+    pieces = len(batch.tokens) // len(ids)  # of each row, where rows are cut
     console.print(legend(console))
     console.print(f"step {step:,} of {config.steps:,}: {counts_line(batch)}")
-    for place, (row, number) in enumerate(zip(ids, sources, strict=True)):
-        source = corpus.sources[number]
-        where = f"row {row - first[number]:,} of {source.name} ({source.licence})"
+    for place in range(len(batch.tokens)):
+        row, piece = divmod(place, pieces)
+        source = corpus.sources[sources[row]]
+        where = f"row {ids[row] - first[sources[row]]:,} of {source.name}"
+        part = f", piece {piece + 1}/{pieces}" if pieces > 1 else ""
+        title = f"{place + 1}/{len(batch.tokens)} · {where}{part} ({source.licence})"
         console.print()
-        console.print(rule(console, f"{place + 1}/{len(ids)} · {where}"))
+        console.print(rule(console, title))
         console.print(row_text(console, batch, place, tokenizer=corpus.tokenizer))

@@ -84,7 +84,8 @@ def with_budget(
 ) -> ExperimentConfig:
     """Returns the experiment with the steps that `train_flops` buy for a vocabulary.
 
-    Warm-up takes a tenth of them. Raises a `UserError` where they are too few to learn.
+    Warm-up takes a tenth of them, and all rows are of one length. Raises a `UserError`
+    where they are too few to learn.
     """
     if not 0 < train_flops < math.inf:
         raise UserError(f"--train_flops={train_flops} must be a number such as 1e13")
@@ -99,6 +100,7 @@ def with_budget(
     return dataclasses.replace(
         config,
         steps=steps,
+        data=dataclasses.replace(config.data, row_lengths=()),
         optim=dataclasses.replace(config.optim, warmup_steps=max(1, steps // 10)),
         evals=dataclasses.replace(config.evals, every_steps=steps, batches=1),
         checkpoint=dataclasses.replace(config.checkpoint, save_every_steps=steps),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from pathlib import Path
@@ -103,8 +104,12 @@ def _parts(experiment, seen, checkpoints, metrics, progress, preemption, watch):
     from lmx.training.schedules import make_schedule
 
     config = experiment.config
+    lengths = experiment.corpus.row_lengths
     return Parts(
-        step=watch.counted(experiment.step_function()),
+        step=watch.counted(
+            experiment.step_function(),
+            stage=lambda state, batch: f"rows of {batch.tokens.shape[1]} tokens",
+        ),
         batches=partial(placed_batches, experiment, seen, checkpoints),
         evaluate=evaluator(experiment),
         schedule=make_schedule(config.optim, config.steps),
@@ -112,7 +117,9 @@ def _parts(experiment, seen, checkpoints, metrics, progress, preemption, watch):
         metrics=metrics,
         progress=progress,
         preemption=preemption,
-        flops_per_token=flops_per_token(experiment.model),
+        flops_per_token=lambda step: flops_per_token(
+            experiment.model, length=lengths.at(step - 1)
+        ),
         peak_flops=peak_flops(experiment.partition.mesh.devices.flat),
     )
 
@@ -142,11 +149,14 @@ def placed_batches(
 
 
 class CompileWatch:
-    """Reports a compilation after the second training step: it should not happen."""
+    """Reports a compilation after the second training step: it should not happen.
+
+    One at the start of a stage of other shapes should, and is said.
+    """
 
     def __init__(self, *, say: Say):
         self._say = say
-        self._steps = 0
+        self._steps: Counter[str] = Counter()
         self._seconds = 0.0
 
     def __enter__(self) -> CompileWatch:
@@ -164,18 +174,28 @@ class CompileWatch:
         if event.endswith("backend_compile_duration"):
             self._seconds += duration_secs
 
-    def counted(self, step: Callable) -> Callable:
-        """Returns `step`, which tells when it compiled although it had before."""
+    def counted(
+        self, step: Callable, *, stage: Callable[..., str] = lambda *args: ""
+    ) -> Callable:
+        """Returns `step`, which tells when it compiled although it had before.
+
+        `stage` names the shapes of its arguments; each name is compiled for once.
+        """
 
         def call(*args):
             self._seconds = 0.0
             result = step(*args)
-            self._steps += 1
-            if self._steps > 2 and self._seconds:
+            name = stage(*args)
+            self._steps[name] += 1
+            took = f"({self._seconds:.1f} s)"
+            if self._steps[name] > 2 and self._seconds:
                 self._say(
-                    f"the training step was compiled again after {self._steps - 1} "
-                    f"steps ({self._seconds:.1f} s): a shape or a placement changed"
+                    f"the training step was compiled again after "
+                    f"{self._steps.total() - 1} steps {took}: a shape or a placement "
+                    "changed"
                 )
+            elif self._steps[name] == 1 < len(self._steps):
+                self._say(f"the training step was compiled for {name} {took}")
             return result
 
         return call
@@ -266,6 +286,8 @@ def describe(experiment, say: Say) -> None:
     )
     if line := packing_line(experiment.corpus):
         say(line)
+    if config.data.row_lengths:
+        say(lengths_line(experiment.corpus.row_lengths))
     if len(experiment.corpus.sources) > 1:
         say("\n".join(mixture_lines(experiment.corpus, config.steps)))
     shape = " · ".join(f"{axis} {n}" for axis, n in mesh.shape.items() if n > 1)
@@ -289,6 +311,13 @@ def packing_line(corpus) -> str:
         f"        {len(rows):,} rows of {corpus.config.packing!r} packing, "
         f"{1 - waste.padding / positions:.1%} full{told}"
     )
+
+
+def lengths_line(lengths) -> str:
+    """Returns how long rows are, and from which step on."""
+    (_, length), *later = lengths.stages
+    more = [f"of {length} from step {start + 1:,} on" for start, length in later]
+    return f"        rows of {length} tokens, {', '.join(more)}"
 
 
 def mixture_lines(corpus, steps: int) -> list[str]:

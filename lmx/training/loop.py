@@ -35,7 +35,7 @@ class Parts:
       batches: (start, stop) → batches on their devices, in order.
       evaluate: state → `eval/…` metrics.
       schedule: accepted steps → learning rate.
-      flops_per_token: of one training step, for MFU.
+      flops_per_token: step → those of one token in it, for MFU; the first is 1.
       peak_flops: of all devices per second; None where unknown.
     """
 
@@ -47,7 +47,7 @@ class Parts:
     metrics: MetricsWriter
     progress: Progress
     preemption: Preemption
-    flops_per_token: float
+    flops_per_token: Callable[[int], float]
     peak_flops: float | None
 
 
@@ -177,7 +177,7 @@ class Record:
         values["perf/tokens_per_sec"] = tokens / seconds
         values["perf/data_wait"] = min(1.0, self._waited / seconds)
         if self._parts.peak_flops:
-            rate = tokens * self._parts.flops_per_token / seconds
+            rate = tokens * self._parts.flops_per_token(step) / seconds
             values["perf/mfu"] = rate / self._parts.peak_flops
         self._clock, self._waited = now, 0.0
         return values

@@ -149,7 +149,7 @@ def test_a_mixture_has_its_shares_in_the_batches(stores, packing):
 def test_an_error_in_a_worker_surfaces_with_its_message(stores):
     batches = _batches(stores)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("the disk went away")
 
     batches.rows.batch = fail  # type: ignore[method-assign]

@@ -88,7 +88,9 @@ def test_a_bare_cap_is_for_all_that_are_not_named():
         (("80%:",), "no weights"),
         (("0.5: books=1",), "0.5 is not a whole step"),
         (("1.2.3%: books=1",), "must be a number of 0 or more"),
-        (("80%: books=1", "20%: code=1"), r"start at steps \[0, 80, 20\]; put them in"),
+        (("books=1", "100: code=1"), "'100: code=1', which never comes: there are 100"),
+        (("books=1", "100%: code=1"), "write its start as a share of them"),
+        (("80%: books=1", "20%: code=1"), r"start at steps \[80, 20\]; put them in"),
     ],
 )
 def test_what_says_nothing_is_refused_with_an_example(mixture, message):

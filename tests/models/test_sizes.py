@@ -291,3 +291,5 @@ def test_flops_per_token_are_those_of_palm_counted_by_hand():
     assert flops_per_token(config) == 6 * weights + 12 * 32 * (16 + 4)
     untied = dataclasses.replace(config, head="untied")
     assert flops_per_token(untied) == flops_per_token(config)
+    # Rows of two tokens are within the window too.
+    assert flops_per_token(config, length=2) == 6 * weights + 12 * 32 * (2 + 2)

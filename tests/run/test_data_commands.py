@@ -105,6 +105,24 @@ def test_show_prints_the_batch_of_a_step(built, experiment, capsys):
         assert corpus.tokenizer.decode(body) in out.translate(blank)
 
 
+def test_a_step_whose_rows_are_cut_is_shown_cut(built, experiment, capsys):
+    entries = "--config.data.row_lengths=12,50%: 48"
+    code, out, _ = run(
+        capsys, "data", "show", f"--config={experiment}", "--step=4", entries
+    )
+    assert code == DONE
+    assert out.count("piece 1/4 (licence of") == out.count("piece 4/4 (licence of") == 4
+    config = mixed_config(built)
+    config.data.row_lengths = ("12", "50%: 48")
+    corpus = build(freeze(config), report=str).corpus
+    batch = corpus.train_batches().at(3)
+    assert batch.tokens.shape == (16, 12)
+    blank = str.maketrans("", "", "⟦⟧")
+    for place in range(16):
+        body = batch.targets[place][batch.loss_weights[place] > 0][:6]
+        assert corpus.tokenizer.decode(body) in out.translate(blank)
+
+
 def test_an_unbuilt_corpus_can_be_shown_too(experiment, capsys):
     code, out, _ = run(
         *(capsys, "data", "show", f"--config={experiment}:smoke"),
