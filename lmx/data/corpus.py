@@ -47,6 +47,11 @@ class Corpus:
         """Returns what tells the training tokens from others."""
         return tokens_digest(self.sources)
 
+    @property
+    def learned_whole(self) -> bool:
+        """Whether all of the validation text has a loss, as examples' has not."""
+        return all(source.validation.weights is None for source in self.sources)
+
     def validation_text(self) -> bytes:
         """Returns the UTF-8 text of the validation documents, joined."""
         return b"".join(_read(source.validation_text) for source in self.sources)

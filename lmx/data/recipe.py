@@ -13,6 +13,7 @@ Which row comes when is in `mixture`.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
@@ -64,11 +65,16 @@ def _stages(config: DataConfig, rows: Mapping[str, int], *, steps: int) -> list[
 
 
 def _evened(weights: list[Fraction], temperature: float) -> Sequence[Fraction | float]:
-    """Returns the weights to the power 1 / temperature, exact where that is 1."""
+    """Returns the weights to the power 1 / temperature, exact where that is 1.
+
+    However cold it is, only a weight of 0 becomes 0.
+    """
     if temperature == 1:
         return weights
     largest = max(weights) or Fraction(1)
-    return [float(weight / largest) ** (1 / temperature) for weight in weights]
+    shares = [float(weight / largest) for weight in weights]
+    least = sys.float_info.min
+    return [share and max(least, share ** (1 / temperature)) for share in shares]
 
 
 def _weights(entry: Entry, rows: Mapping[str, int]) -> dict[str, Fraction]:

@@ -91,6 +91,13 @@ def show_row(console: Console, options: argparse.Namespace) -> None:
         packing=options.packing or default_packing(sources.values(), split),
     )
     row = options.row or 0
+    if not len(rows):
+        whose = f"source {options.source!r}" if options.source else options.store
+        other = SPLITS[split == SPLITS[0]]
+        raise UserError(
+            f"{whose} has no rows in {split}: nothing of it was kept there; try "
+            f"--split={other}" + (", or leave out --source" if options.source else "")
+        )
     if not 0 <= row < len(rows):
         raise UserError(
             f"--row={row} is not there: {split} has rows 0 to {len(rows) - 1:,}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from glob import glob
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lmx.core import config as configs
 from lmx.core.errors import DONE, CheckpointError, UserError, pick
@@ -84,7 +84,13 @@ def sightings(
             elif "seen" not in facts:
                 remarks.append(f"{folder}: is of an lmx that did not count sources")
             else:
-                found.append(_sighting(run, int(folder.name), facts["seen"], source))
+                seen, name = facts["seen"], source
+                if name not in seen["sources"]:  # one source, the same tokens
+                    (name,) = seen["sources"]
+                    remarks.append(f"{folder}: saw {source!r} as {name!r}")
+                tokens = seen["sources"][name]["tokens"]
+                step = int(folder.name)
+                found.append(Sighting(run, step, tokens, seen["tokens"]))
     return found, remarks
 
 
@@ -108,10 +114,6 @@ def report(source: SourceStores, store: Path, found: list[Sighting]) -> str:
         numbers = f"{step:>9,}  {tokens:>15,}  {epochs:>7.2f}  {share:13.1%}"
         lines.append(f"{run!s:<{width}}  {numbers}")
     return "\n".join(lines)
-
-
-def _sighting(run: Path, step: int, seen: dict[str, Any], source: str) -> Sighting:
-    return Sighting(run, step, seen["sources"][source]["tokens"], seen["tokens"])
 
 
 def _trained_on(run: Path) -> Path | None:

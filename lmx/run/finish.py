@@ -46,7 +46,12 @@ def finish(
         "compressors": {},
         "skipped_steps": int(state.guard.skipped),
     }
-    if config.evals.compressors:
+    if config.evals.compressors and not experiment.corpus.learned_whole:
+        say(
+            "compressors are left out: they would see all of the validation examples, "
+            "and the model's bits are of what is learned of them"
+        )
+    elif config.evals.compressors:
         text = experiment.corpus.validation_text()
         summary["validation"]["bytes"] = len(text)
         for name in config.evals.compressors:

@@ -19,6 +19,7 @@ from lmx.inputs.tokenizers import train_tokenizer
 from lmx.run.build import build
 from lmx.run.data_command import ACTIONS
 from lmx.run.row_text import row_text, spans, visible
+from lmx.run.train import train
 from lmx.training.checkpoints import Checkpoints
 
 from .conftest import ROOT, mixed_config
@@ -188,6 +189,61 @@ def test_trace_prints_what_each_checkpoint_saw(mixed_run, built, tmp_path, capsy
             size = open_built(built).sources[1].train.num_targets
             assert epochs == f"{expected / size:.2f}"
     assert f"{other}/checkpoints/5: manifest.json: " in out
+
+
+def test_trace_knows_a_lone_source_under_another_name(
+    mixed_run, built, tmp_path, capsys
+):
+    # The digest of a lone source is that of its tokens, whatever its name.
+    tokenizer = open_built(built).tokenizer
+    for name in ("first", "second"):
+        part = write_part(
+            tmp_path / f"{name}_part",
+            tokenizer,
+            train=[("a", "some text " * 50)],
+            validation=[("b", "other text")],
+        )
+        create(
+            tmp_path / name,
+            tokenizer,
+            sources={name: Content("x", (), [part])},
+            config={},
+            card=lambda counts: ({}, ""),
+        )
+    config = mixed_config(tmp_path / "first")
+    config.data.mixture = ()
+    config.steps = 1
+    workdir = tmp_path / "run"
+    train(freeze(config), workdir, say=str)
+    code, out, _ = run(
+        *(capsys, "data", "trace", tmp_path / "second", "--source=second"),
+        f"--workdir={workdir}",
+    )
+    assert code == DONE
+    assert f"{workdir}/checkpoints/1: saw 'second' as 'first'" in out
+    (line,) = [line for line in out.splitlines() if line.startswith(f"{workdir} ")]
+    assert line.split()[-1] == "100.0%"
+
+
+def test_a_source_without_rows_is_named(built, tmp_path, capsys):
+    tokenizer = open_built(built).tokenizer
+    part = write_part(
+        tmp_path / "part", tokenizer, train=[("a", "text")], validation=[]
+    )
+    create(
+        tmp_path / "store",
+        tokenizer,
+        sources={"lone": Content("x", (), [part])},
+        config={},
+        card=lambda counts: ({}, ""),
+    )
+    code, _, err = run(
+        *(capsys, "data", "show", tmp_path / "store", "--source=lone"),
+        "--split=validation",
+    )
+    assert code == USAGE
+    assert "source 'lone' has no rows in validation" in err
+    assert "try --split=train, or leave out --source" in err
 
 
 def test_trace_looks_into_runs_and_tells_a_store_that_was_built_anew(

@@ -99,9 +99,13 @@ def pairs(tmp_path_factory):
 
 def test_packed_examples_train_and_the_run_keeps_their_template(store, tmp_path):
     config = small_config(store)
+    config.evals.compressors = ("gzip",)
     said: list[str] = []
-    train(freeze(config), tmp_path / "run", say=said.append)
+    summary = train(freeze(config), tmp_path / "run", say=said.append)
     assert "'best_fit' packing" in "\n".join(said)
+    # They would see the prompts, of which nothing is learned.
+    assert summary["compressors"] == {}
+    assert "compressors are left out" in "\n".join(said)
     assert load(str(tmp_path / "run")).chat_template == PLAIN_TEMPLATE
     source = open_built(store).sources[0].train
     learned = source.tokens[source.weights > 0]
