@@ -3,8 +3,8 @@
 Command: lmx data build --config=experiments/data/denoise.py:FOLDER --out=STORE
          lmx train --config=experiments/denoise.py --config.data.path=STORE
 Cost:    a minute on 2 CPU cores
-Expect:  15 % of the tokens of addresses have a loss, half of those of packages, and the
-         Spanish of verses: see lmx data show
+Expect:  a fifth of the tokens of addresses have a loss, half of those of packages, and
+         the Spanish of verses: see lmx data show
 
 FOLDER holds the files below, JSON lines, gzipped; each is named with its origin. None
 of them comes with lmx.
