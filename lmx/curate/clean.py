@@ -289,6 +289,8 @@ def evaluation_ngrams(config: BuildConfig) -> dict[str, NGrams]:
             raise DataError(f"{key}.path={evaluation.path!r} does not exist; mend it")
         texts, problems, count = [], [], 0
         for record in readers.read(place.entries, whole_files=True):
+            if record.other is not None:
+                continue
             count += 1
             problem = record.problem
             try:
