@@ -39,6 +39,9 @@ EXAMPLES = 3  # of each reason, in a shard
 EXAMPLE_CHARACTERS = 300
 # Of text in a row group, which one process encodes at a time: examples are slower.
 ROWS_BYTES, EXAMPLE_ROWS_BYTES = 4 << 20, 1 << 19
+# Bytes that are only copied cost less than text: so many count for one.
+COPIED = 16
+COLUMN = "column:"  # begins the names of what documents carry along
 SCHEMA = pyarrow.schema(
     [
         ("name", pyarrow.string()),
@@ -169,22 +172,25 @@ def clean(
         return
     tally = Tally()
     path = folder / f"{shard.stem}.parquet"
+    schema = SCHEMA
+    for column in source.columns:
+        schema = schema.append(pyarrow.field(COLUMN + column, pyarrow.binary()))
     with (
         whole(path) as unfinished,
-        pyarrow.parquet.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer,
+        pyarrow.parquet.ParquetWriter(unfinished, schema, compression="zstd") as writer,
     ):
         size = ROWS_BYTES if FORMATS[source.format] is None else EXAMPLE_ROWS_BYTES
         for rows in _grouped(_kept(shard, source, cleaner, tally), most=size):
             columns = list(zip(*rows, strict=True))
-            writer.write_table(pyarrow.table(columns, schema=SCHEMA))
+            writer.write_table(pyarrow.table(columns, schema=schema))
     with whole(done) as unfinished:
         unfinished.write_text(json.dumps(tally.to_json()), "utf-8")
 
 
 def _kept(
     shard: Shard, source: SourceConfig, cleaner: Cleaner, tally: Tally
-) -> Iterator[tuple[str, str, bytes, str | None]]:
-    """Yields (name, text, fingerprint, fields of an example) of what is kept."""
+) -> Iterator[tuple]:
+    """Yields (name, text, fingerprint, fields of an example, *columns) of the kept."""
     for name, kind in shard.passed_over:
         tally.counts["records"] += 1
         tally.drop("no file", _spelled(name), why=kind, text="")
@@ -206,6 +212,7 @@ def _kept(
         try:
             if not problem:
                 text, fields, problem = _content(source, record, cleaner, tally)
+                columns = records.carried(source, record.fields)
                 refusal = _refusal(source, record, cleaner, tally)
         except UserError:
             raise
@@ -224,7 +231,7 @@ def _kept(
         kept = cleaner.apply(shard.source, name, text, tally)
         if kept is not None:
             tally.keep(kept)
-            yield name, kept, fingerprint(kept), fields
+            yield name, kept, fingerprint(kept), fields, *columns
 
 
 def _spelled(name: str) -> str:
@@ -267,7 +274,7 @@ def _grouped(rows: Iterator[tuple], *, most: int) -> Iterator[list[tuple]]:
     group, size = [], 0
     for row in rows:
         group.append(row)
-        size += len(row[1])
+        size += len(row[1]) + sum(map(len, row[4:])) // COPIED
         if size >= most:
             yield group
             group, size = [], 0

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from lmx.core.config import freeze_section
 from lmx.core.errors import UserError, did_you_mean, pick
 from lmx.core.knob import knob
+from lmx.data.columns import RESERVED
 from lmx.inputs.examples import FORMATS
 
 USES = ("train", "commercial", "redistribute")
@@ -59,6 +60,14 @@ class SourceConfig:
         metadata={
             "doc": "Of a format other than 'text': its fields as templates of those of "
             "a record, such as {'prompt': '{text}\\nSummary:'}; else of their names."
+        },
+    )
+    columns: dict[str, str] = dataclasses.field(
+        default_factory=dict,
+        metadata={
+            "doc": "What documents carry along: name → field of a record that holds "
+            "bytes, or base64 in JSON, such as {'image': 'jpeg'}. Which documents are "
+            "alike, their texts decide."
         },
     )
     licence: str = knob("", "Licence of the texts, best as an SPDX name; required.")
@@ -232,6 +241,12 @@ def _check_source(name: str, source: SourceConfig) -> None:
             "'{conversation}'"
         )
     _check_names(f"sources.{name}.fields", source.fields, form.fields if form else ())
+    for column in source.columns:
+        if not NAME.fullmatch(column) or column in RESERVED:
+            raise UserError(
+                f"sources.{name}.columns: {column!r} must be lower-case letters, "
+                f"digits and '_', and not {', '.join(RESERVED)}; rename it"
+            )
 
 
 def _check_names(key: str, names: Iterable[str], known: tuple[str, ...]) -> None:

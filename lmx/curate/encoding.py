@@ -18,6 +18,7 @@ from lmx.curate.clean import Tally
 from lmx.curate.config import BuildConfig
 from lmx.curate.kept import Kept, Piece, Row
 from lmx.data import built
+from lmx.data.built import Document
 from lmx.data.store import atomic_directory
 from lmx.inputs import tokenizers
 from lmx.inputs.chat_files import read_template
@@ -69,17 +70,19 @@ def encode_piece(piece: Piece, *, config: BuildConfig, folder: Path) -> None:
     if done.exists():
         return
     kept = Kept(folder, validation_fraction=config.validation_fraction)
-    form = FORMATS[config.sources[piece.source].format]
+    about = config.sources[piece.source]
+    form = FORMATS[about.format]
     tally, rows = Tally(), kept.rows(piece)
     tokenizer, source = read_tokenizer(folder)
-    splits: dict[bool, list[Any]] = {False: [], True: []}
+    splits: dict[bool, list[Document]] = {False: [], True: []}
     if form is None:
         for row in rows:
-            splits[row.held_out].append((row.name, row.text))
+            document = Document(row.name, row.text, columns=row.columns)
+            splits[row.held_out].append(document)
     else:
         with chat_template(tokenizer, source) as template:
             encode = form.encoder(tokenizer, template)
-            for held_out, *document in examples(rows, encode, tally):
+            for held_out, document in examples(rows, encode, tally):
                 splits[held_out].append(document)
     with atomic_directory(done, elsewhere=ELSEWHERE) as part:
         built.write_part(
@@ -88,14 +91,15 @@ def encode_piece(piece: Piece, *, config: BuildConfig, folder: Path) -> None:
             train=splits[False],
             validation=splits[True],
             group=form.group if form else 0,
+            columns=[*about.columns],
         )
         (part / TALLY).write_text(json.dumps(tally.to_json()), "utf-8")
 
 
 def examples(
     rows: Iterable[Row], encode: Encoder, tally: Tally
-) -> Iterator[tuple[bool, str, str, Any]]:
-    """Yields (held out, name, text, example); counts the records that are none.
+) -> Iterator[tuple[bool, Document]]:
+    """Yields examples, with whether they are held out; counts records that are none.
 
     The text of a record comes once, with the first of its examples.
     """
@@ -109,7 +113,7 @@ def examples(
             continue
         text = row.text
         for example in found:
-            yield row.held_out, row.name, text, example
+            yield row.held_out, Document(row.name, text, example, row.columns)
             text = ""
 
 

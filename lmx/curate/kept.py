@@ -6,6 +6,7 @@ one large file is nevertheless the work of all.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from lmx.curate.clean import Shard
+from lmx.curate.clean import COLUMN, Shard
 from lmx.curate.keys import among, document_numbers, dropped
 
 
@@ -53,6 +54,8 @@ class Row(NamedTuple):
     held_out: bool
     fields: str | None
     """JSON of an example; None of a text."""
+    columns: tuple[bytes, ...] = ()
+    """What it carries along, in the order of the source's columns."""
 
 
 def pieces(shards: Iterable[Shard], folder: Path) -> list[Piece]:
@@ -80,7 +83,10 @@ class Kept:
     def rows(self, piece: Piece) -> Iterator[Row]:
         """Yields the documents of a piece."""
         table = self._read(piece)
-        yield from map(Row, *(table[name].to_pylist() for name in Row._fields))
+        columns = [name for name in table.column_names if name.startswith(COLUMN)]
+        carried = zip(*(table[name].to_pylist() for name in columns), strict=True)
+        plain = (table[name].to_pylist() for name in Row._fields[:-1])
+        yield from map(Row, *plain, carried if columns else itertools.repeat(()))
 
     def texts(
         self,
@@ -92,7 +98,7 @@ class Kept:
         """Yields the text of every so many-th document of a split, or of both."""
         seen = 0
         for piece in pieces:
-            table = self._read(piece)
+            table = self._read(piece, ["text", "fingerprint"])
             if held_out is not None:
                 mine = pyarrow.compute.equal(table["held_out"], held_out)
                 table = table.filter(mine)
@@ -100,12 +106,12 @@ class Kept:
             yield from table["text"].take(taken).to_pylist()
             seen += table.num_rows
 
-    def _read(self, piece: Piece) -> pyarrow.Table:
-        """Returns the columns of `Row` of what is kept of a piece.
+    def _read(self, piece: Piece, columns: list[str] | None = None) -> pyarrow.Table:
+        """Returns what is kept of a piece, with `held_out`.
 
         A document is held out by its fingerprint, so copies would be together.
         """
-        table = piece.read(self._folder)
+        table = piece.read(self._folder, columns)
         prints = np.frombuffer(b"".join(table["fingerprint"].to_pylist()), ">u8")
         share = prints[::2].astype(np.float64) / 2**64
         table = table.append_column("held_out", pyarrow.array(share < self._fraction))
@@ -116,6 +122,9 @@ class Kept:
             texts = table["text"].to_pylist()
             for row, text in zip(found["row"], found["text"], strict=True):
                 texts[row.as_py()] = text.as_py()
-            table = table.set_column(1, "text", pyarrow.array(texts, pyarrow.string()))
+            index = table.column_names.index("text")
+            table = table.set_column(
+                index, "text", pyarrow.array(texts, pyarrow.string())
+            )
             stays[found["row"].filter(found["emptied"]).to_numpy()] = False
         return table.filter(pyarrow.array(stays))

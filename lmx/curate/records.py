@@ -6,6 +6,7 @@ is in `lmx.data.readers`.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fnmatch
 import functools
@@ -72,7 +73,32 @@ def fields_of(source: SourceConfig, *, address: bool) -> set[str]:
     if form is not None:
         templates = [source.fields.get(name, f"{{{name}}}") for name in form.fields]
     templates += [source.url] if address else []
-    return {field for each in templates for field in FIELD.findall(each)}
+    fields = {field for each in templates for field in FIELD.findall(each)}
+    return fields | set(source.columns.values())
+
+
+def carried(source: SourceConfig, fields: dict[str, Any]) -> list[bytes]:
+    """Returns what a record carries along, for each of the source's columns.
+
+    Bytes, the `bytes` of a picture or sound as Hugging Face data sets hold it, or the
+    base64 of some. Raises a KeyError for a field that is not there, a TypeError for one
+    of no bytes.
+    """
+    return [_content(fields[field], field) for field in source.columns.values()]
+
+
+def _content(value: Any, name: str) -> bytes:
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if isinstance(value, str):
+        try:
+            value = base64.b64decode(value, validate=True)
+        except ValueError as error:
+            raise TypeError(f"field {name!r} is not base64 ({error})") from error
+    if not isinstance(value, bytes) or not value:
+        kind = "nothing" if value in (None, b"") else type(value).__name__
+        raise TypeError(f"field {name!r} holds {kind}, not bytes")
+    return value
 
 
 def address(source: SourceConfig, fields: dict[str, Any]) -> str:

@@ -4,7 +4,8 @@
                                size and sha256 of what is named here
     STORE/tokenizer/           as `Tokenizer.save` writes it, and chat_template.jinja
                                where conversations were encoded with one
-    STORE/train/NAME/          a token store and names.txt, a line for each document
+    STORE/train/NAME/          a token store, with what documents carry along, and
+                               names.txt, a line for each document
     STORE/validation/NAME/     the same, and text.txt: the documents end to end
     STORE/card.json, card.html what went in, what was dropped and why
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -27,6 +29,7 @@ from typing import Any, NamedTuple
 
 from lmx.core import errors
 from lmx.data import store
+from lmx.data.columns import column_files
 from lmx.data.joining import join_stores
 from lmx.data.store import TokenStore
 from lmx.inputs.example import Example
@@ -40,9 +43,19 @@ SOURCE_NAME = re.compile(r"[a-z0-9_]+")
 
 TEMPLATE = "tokenizer/chat_template.jinja"
 
-Documents = Iterable[tuple[str, str]] | Iterable[tuple[str, str, Example]]
+Documents = Iterable["Document | tuple[str, str]"]
 Card = Callable[[Mapping[str, Any]], tuple[Mapping[str, Any], str]]
 Progress = Callable[[int], None]
+
+
+class Document(NamedTuple):
+    """What is written of a document; its name is of a source, such as 'file#17'."""
+
+    name: str
+    text: str
+    example: Example | None = None
+    columns: Sequence[bytes] = ()
+    """What it carries along, for each name that `write_part` is given."""
 
 
 class Content(NamedTuple):
@@ -96,16 +109,16 @@ def write_part(
     train: Documents,
     validation: Documents,
     group: int = 0,
+    columns: Sequence[str] = (),
 ) -> Path:
     """Writes a part of a source, both splits of it, and returns its directory.
 
-    Documents are (name, text), each read once; or (name, text, example) where `group`,
-    which says how many successive examples belong together, is above 0.
+    Documents, or (name, text), are read once. They have examples where `group`, which
+    says how many successive examples belong together, is above 0. `columns` are the
+    names of what they carry along.
     """
     for split, documents in zip(SPLITS, (train, validation), strict=True):
-        noted: Iterator[Any] = _noted(
-            directory / split, documents, with_text=split == "validation"
-        )
+        noted: Iterator[Any] = _noted(directory / split, documents, columns)
         if group:
             store.write_examples(directory / split, noted, tokenizer, group=group)
         else:
@@ -246,18 +259,22 @@ def tokens_digest(sources: Sequence[SourceStores]) -> str:
 
 
 def _noted(
-    directory: Path, documents: Documents, *, with_text: bool
+    directory: Path, documents: Documents, columns: Sequence[str]
 ) -> Iterator[str | Example]:
     """Yields what is encoded and writes the files beside the tokens while it passes."""
+    with_text = directory.name == "validation"
     with (
         open(directory / NAMES, "wb") as names,
         open(directory / TEXT if with_text else os.devnull, "wb") as copy,
+        column_files(directory, columns) as add,
     ):
-        for name, text, *example in documents:
-            line = name.replace("\r", "␍").replace("\n", "␊")
+        for document in itertools.starmap(Document, documents):
+            line = document.name.replace("\r", "␍").replace("\n", "␊")
             names.write(line.encode("utf-8", "surrogateescape") + b"\n")
-            copy.write(text.encode())
-            yield example[0] if example else text
+            copy.write(document.text.encode())
+            add(document.columns)
+            example = document.example
+            yield document.text if example is None else example
 
 
 def _files(directory: Path, sources: Iterable[str]) -> list[str]:

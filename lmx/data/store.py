@@ -8,6 +8,7 @@ context, as BOS is.
     tokens.bin     uint16 (uint32 for vocabularies over 65,536), little-endian
     offsets.npy    int64 [documents + 1]: where each document starts, then the end
     weights.bin    uint8, of examples only: the weight of each token as a target
+    NAME.bin, .npy what documents carry along (`columns`), if they do
     manifest.json  counts, the tokenizer's fingerprint, size and sha256 of the other
                    files, and a seal: the sha256 of all that it says
 
@@ -34,6 +35,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmx.core import errors
+from lmx.data.columns import Column, open_columns
 from lmx.inputs.example import Example
 from lmx.inputs.tokenizers import Tokenizer
 
@@ -67,6 +69,8 @@ class TokenStore:
     """uint8 [T], the weight of each token in the loss; None is 1 for all but BOS."""
     group: int = 1
     """How many successive documents belong together: of preference pairs, two."""
+    columns: Mapping[str, Column] = dataclasses.field(default_factory=dict)
+    """What each document carries along, by name."""
 
     @property
     def num_tokens(self) -> int:
@@ -81,6 +85,10 @@ class TokenStore:
     def document(self, index: int) -> np.ndarray:
         """Returns the tokens of one document, BOS and EOS included."""
         return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
+    def column(self, name: str, document: int) -> bytes:
+        """Returns what a document carries along under that name."""
+        return errors.pick(self.columns, name, "column of this store").read(document)
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str]) -> TokenStore:
@@ -104,6 +112,7 @@ class TokenStore:
             num_targets=manifest.get("targets", plain),
             weights=weights,
             group=manifest.get("group", 1),
+            columns=open_columns(directory, [*hashes]),
         )
 
 

@@ -112,7 +112,11 @@ def show_row(console: Console, options: argparse.Namespace) -> None:
     console.print(visible(f"{source.name} ({source.licence}): {counts_line(batch)}"))
     shown = [names[number] for number in held[:3]]
     more = f" and {len(held) - 3} more" if len(held) > 3 else ""
-    console.print(visible(f"{', '.join(shown)}{more}"), end="\n\n")
+    console.print(visible(f"{', '.join(shown)}{more}"))
+    for name, column in getattr(source, split).columns.items():
+        sizes = [f"{column.size(number):,}" for number in held[:3]]
+        console.print(f"{name}: {', '.join(sizes)} bytes{more}")
+    console.print()
     if rows.waste.left_out:
         console.print(f"{rows.waste.left_out:,} pairs are longer than a row: left out")
     console.print(row_text(console, batch, 0, tokenizer=built.tokenizer))
