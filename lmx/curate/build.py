@@ -55,10 +55,7 @@ from lmx.inputs import tokenizers
 from lmx.inputs.tokenizers import Tokenizer
 
 REVISION = 3  # of what the same config and files give
-FOLDERS = (
-    *("robots", "clean", "exact", "signatures", "keys", "near", "windows", "held"),
-    *("cuts", "tokens"),
-)
+FOLDERS = "robots clean exact signatures keys near windows held cuts tokens".split()
 TRAINING_BYTES = 512 << 20  # of text that a tokenizer is trained on
 
 Stage = Callable[[str, int], Callable[[int], None]]
@@ -236,7 +233,9 @@ def drop_duplicates(building: Building) -> None:
     if "exact" in config.duplicates:
         parts = keys.parts_for(rows)
         building.run(
-            *("exact duplicates", duplicates.find_exact, range(parts)),
+            "exact duplicates",
+            duplicates.find_exact,
+            range(parts),
             parts=parts,
             shards=numbers,
         )
@@ -247,7 +246,9 @@ def drop_duplicates(building: Building) -> None:
         building.run("signatures", duplicates.sign, numbers, similarity=similarity)
         parts = keys.parts_for(rows * duplicates.bands(similarity))
         building.run(
-            *("near duplicates", duplicates.find_near, range(parts)),
+            "near duplicates",
+            duplicates.find_near,
+            range(parts),
             parts=parts,
             similarity=similarity,
         )

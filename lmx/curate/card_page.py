@@ -121,8 +121,17 @@ def _stages(sources: Mapping[str, Any], duplicates: Mapping[str, Any]) -> str:
             )
         )
     head = (
-        *("source", "records", "read", "bytes", "clean", "bytes", "exact", "near"),
-        *("stored", "bytes", "tokens"),
+        "source",
+        "records",
+        "read",
+        "bytes",
+        "clean",
+        "bytes",
+        "exact",
+        "near",
+        "stored",
+        "bytes",
+        "tokens",
     )
     return _table(head, rows)
 

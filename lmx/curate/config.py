@@ -26,10 +26,27 @@ DUPLICATES = ("exact", "near")
 SPLITS = ("train", "validation")
 # '*' is all, and those by which one is told from the crawlers of search engines.
 CRAWLERS = (
-    *("*", "AI2Bot", "Amazonbot", "anthropic-ai", "Applebot-Extended", "Bytespider"),
-    *("CCBot", "ChatGPT-User", "Claude-Web", "ClaudeBot", "cohere-ai", "Diffbot"),
-    *("FacebookBot", "Google-Extended", "GPTBot", "img2dataset", "meta-externalagent"),
-    *("omgili", "PanguBot", "PerplexityBot", "Timpibot"),
+    "*",
+    "AI2Bot",
+    "Amazonbot",
+    "anthropic-ai",
+    "Applebot-Extended",
+    "Bytespider",
+    "CCBot",
+    "ChatGPT-User",
+    "Claude-Web",
+    "ClaudeBot",
+    "cohere-ai",
+    "Diffbot",
+    "FacebookBot",
+    "Google-Extended",
+    "GPTBot",
+    "img2dataset",
+    "meta-externalagent",
+    "omgili",
+    "PanguBot",
+    "PerplexityBot",
+    "Timpibot",
 )
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 

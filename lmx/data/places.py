@@ -26,8 +26,18 @@ PART = re.compile(r"(^|/)partial-")  # of a data set too large for the Hub to co
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hub"}
 # What file systems call that which differs when the content does.
 STAMPS = (
-    *("etag", "ETag", "generation", "md5Hash", "content_md5", "xet_hash", "blob_id"),
-    *("mtime", "LastModified", "last_modified", "updated", "created"),
+    "etag",
+    "ETag",
+    "generation",
+    "md5Hash",
+    "content_md5",
+    "xet_hash",
+    "blob_id",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
 )
 LINKED_FOLDER = "a link to a folder"
 REMOTE_BLOCK = 4 << 20  # bytes fetched at once

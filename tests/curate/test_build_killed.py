@@ -114,8 +114,12 @@ def digest(store: Path) -> dict[str, str]:
 def done(folder: Path) -> dict[Path, int]:
     """Returns what stages have left, and when it was written."""
     patterns = (
-        *("clean/*.json", "signatures/*.bin", "cuts/*.parquet"),
-        *("tokenizer/*.json", "tokens/*/tally.json", "store/manifest.json"),
+        "clean/*.json",
+        "signatures/*.bin",
+        "cuts/*.parquet",
+        "tokenizer/*.json",
+        "tokens/*/tally.json",
+        "store/manifest.json",
     )
     (place,) = folder.glob(".store.building/????????????????")
     return {
