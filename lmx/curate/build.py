@@ -54,8 +54,19 @@ from lmx.data.store import read_manifest
 from lmx.inputs import tokenizers
 from lmx.inputs.tokenizers import Tokenizer
 
-REVISION = 3  # of what the same config and files give
-FOLDERS = "robots clean exact signatures keys near windows held cuts tokens".split()
+REVISION = 4  # of what the same config and files give
+FOLDERS = (
+    "robots",
+    "clean",
+    "exact",
+    "signatures",
+    "keys",
+    "near",
+    "windows",
+    "held",
+    "cuts",
+    "tokens",
+)
 TRAINING_BYTES = 512 << 20  # of text that a tokenizer is trained on
 
 Stage = Callable[[str, int], Callable[[int], None]]

@@ -20,14 +20,17 @@ from lmx.data.record import Record
 Headers = dict[str, list[str]]
 LONGEST_PAGE = 8 << 20
 # A parser's time grows with elements times their depth, and with the square of the
-# attributes of one element; no page that people read comes near.
+# attributes of one element; no page that people read comes near. Attributes are looked
+# for behind every '<', and so read again where they hold one: that is bounded too.
 WORK, ATTRIBUTES = 1 << 24, 2000
 UNDECODED = 0.01  # of the letters of a page
 TAG = re.compile(rb"<(/?)([a-zA-Z][^\s/>]*+)")
-MANY_ATTRIBUTES = re.compile(
-    rb"<[a-zA-Z][^\s/>]*+(?:[\s/]++[^\s/>][^\s/>=]*+"
-    rb"""(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>]*+))?+){%d}""" % ATTRIBUTES
+ATTRIBUTE = (
+    rb"[\s/]++[^\s/>][^\s/>=]*+"
+    rb"""(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>]*+))?+"""
 )
+# All attributes of a tag, behind its name; the group is one too many.
+FEW = re.compile(rb"(?:%b){0,%d}+(%b)?+" % (ATTRIBUTE, ATTRIBUTES - 1, ATTRIBUTE))
 # Elements that have no content, or that end where the next begins.
 FLAT = frozenset(
     b"area base br col embed hr img input link meta param source track wbr "
@@ -105,10 +108,18 @@ def library(name: str) -> Any:
 def _hostile(content: bytes) -> str | None:
     """Returns why a page would keep a parser busy, if it would."""
     open_: Counter[bytes] = Counter()
-    depth = deepest = count = 0
+    depth = deepest = count = looked = 0
     for tag in TAG.finditer(content):
         name = tag[2].lower()
         count += 1
+        if not tag[1]:
+            found = FEW.match(content, tag.end())
+            assert found is not None  # it matches everything
+            if found[1] is not None:
+                return f"an element of more than {ATTRIBUTES:,} attributes"
+            looked += found.end() - tag.end()
+            if looked > WORK:
+                return "tags within tags"
         if name in FLAT:
             continue
         if not tag[1]:
@@ -120,8 +131,6 @@ def _hostile(content: bytes) -> str | None:
             depth -= 1
     if count * deepest > WORK:
         return f"{count:,} tags, nested {deepest:,} deep"
-    if MANY_ATTRIBUTES.search(content):
-        return f"an element of more than {ATTRIBUTES:,} attributes"
     return None
 
 

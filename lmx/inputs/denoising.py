@@ -106,9 +106,10 @@ def _encoder(tokenizer: Tokenizer, cut: Cut, *, always_ends: bool) -> Encoder:
 
     def encode(record: Record) -> list[Example]:
         text, examples = record["text"], []
+        seed = hashlib.sha256(text.encode()).digest()
         chunks = list(_chunks(tokenizer.encode(text), _chunk_tokens(record)))
         for number, ids in enumerate(chunks):
-            given, learned = cut(ids, _drawn(text, number, len(ids)))
+            given, learned = cut(ids, _drawn(seed, number, len(ids)))
             size = _size(tokenizer, learned)
             if always_ends or number + 1 == len(chunks):
                 learned.append(tokenizer.eos_id)
@@ -129,9 +130,9 @@ def _chunks(ids: Sequence[int], most: int) -> Iterator[Sequence[int]]:
         yield ids[start:end]
 
 
-def _drawn(text: str, number: int, count: int) -> np.ndarray:
+def _drawn(seed: bytes, number: int, count: int) -> np.ndarray:
     """Returns random numbers, uint64 [count], of a chunk of a text."""
-    content = hashlib.shake_256(b"%d " % number + text.encode())
+    content = hashlib.shake_256(b"%d " % number + seed)
     return np.frombuffer(content.digest(8 * count), "<u8")
 
 

@@ -14,7 +14,6 @@ text the assistant's. A pair is two examples, of which the completions are learn
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +59,10 @@ def _texts(prompt: str | None, record: Record) -> tuple[str, str, str]:
     if prompt is None:
         common = chosen[: _common(chosen, rejected)]
         # Up to the last whole word; tokens begin with the space before a word.
-        prompt = re.sub(r"\S*\Z", "", common).removesuffix(" ")
+        end = len(common)
+        while end and not common[end - 1].isspace():
+            end -= 1
+        prompt = common[:end].removesuffix(" ")
         if not prompt.strip():
             raise DataError(NO_PROMPT)
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]

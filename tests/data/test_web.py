@@ -213,6 +213,11 @@ def test_packed_bombs_are_bounded(tmp_path):
         (b"<a>" * 20_000 + b"<i>" * 20_000, "nested 40,000 deep"),
         (b"<p " + b" ".join(b"a%d=1" % n for n in range(9999)) + b">", "2,000 attri"),
         (b"<p a='>'" + b' b=">"' * 9999 + b">", "2,000 attributes"),
+        (
+            b"<p x='<i " + b" ".join(b"a%d" % n for n in range(9999)) + b">'>",
+            "2,000 at",
+        ),
+        ((b"<p " + b"<p " * 1990 + b">") * 1200, "tags within tags"),
         (b"<p>" + b"a" * (9 << 20), "a page of more than 8 MB"),
         (b"<p>" + bytes(range(128, 256)) * 50 + b"<meta charset=utf-8>", "no encoding"),
     ],
@@ -220,6 +225,12 @@ def test_packed_bombs_are_bounded(tmp_path):
 def test_hostile_pages_are_refused_without_being_parsed(tmp_path, content, problem):
     (record,) = read(tmp_path / "x.html", content)
     assert problem in str(record.problem)
+
+
+@pytest.mark.parametrize("part", [b"<p", b"</p", b"<p x='\"", b"< p"])
+def test_tags_without_an_end_are_looked_at_once(part):
+    """Were each '<' a beginning of its own, it would take hours, not a second."""
+    assert pages._hostile(part * (pages.LONGEST_PAGE // len(part))) is None
 
 
 def test_long_but_plain_pages_are_read(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmx.core.errors import DataError, UserError
+from lmx.inputs import denoising
 from lmx.inputs.denoising import SENTINELS, corrupt
 from lmx.inputs.examples import FORMATS
 from lmx.inputs.tokenizers import Tokenizer, train_tokenizer
@@ -177,3 +178,23 @@ def test_the_sentinels_of_t5_are_used(tmp_path):
     (example,) = encode("span_corruption", tokenizer, "a b d f h a b d f h b d f")
     assert put_back(tokenizer, example) == tokenizer.encode("a b d f h a b d f h b d f")
     assert tokenizer.token(list(example.ids)[-2]).startswith("<extra_id_")
+
+
+@pytest.mark.parametrize("name", ["span_corruption", "prefix"])
+def test_a_long_text_is_hashed_once_however_many_examples_it_makes(
+    monkeypatch, byte, name
+):
+    hashed = 0
+    for kind in ("sha256", "shake_256"):
+        whole = getattr(denoising.hashlib, kind)
+
+        def counted(content, whole=whole):
+            nonlocal hashed
+            hashed += len(content)
+            return whole(content)
+
+        monkeypatch.setattr(denoising.hashlib, kind, counted)
+    text = "abcd " * 4000
+    examples = encode(name, byte, text, chunk_tokens="20")
+    assert len(examples) == 1000
+    assert hashed < len(text) + 50 * len(examples)

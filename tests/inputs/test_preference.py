@@ -146,3 +146,10 @@ def test_a_prompt_that_is_left_out_is_the_common_beginning(chosen, rejected, exp
 def test_what_is_no_pair_is_named(prompt, chosen, rejected, why):
     record = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     assert why in FORM.problem(record)
+
+
+def test_a_long_common_beginning_without_blanks_is_gone_through_once():
+    """Were every letter a beginning of a word, it would take an hour."""
+    same = "so " + "書" * 1_000_000
+    found = pair_of({"chosen": same + " a", "rejected": same + "b"})
+    assert found == ("so", same[2:] + " a", same[2:] + "b")
