@@ -298,6 +298,7 @@ LOWEST = {
     "model.init_scale": 0,
     "model.rope_base": 1,
     "model.norm_epsilon": 0,
+    "adapter.rank": 1,
     "data.vocab_size": 4,
     "data.batch_size": 1,
     "data.prefetch_batches": 0,

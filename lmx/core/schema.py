@@ -17,6 +17,32 @@ from lmx.core.model_schema import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """What of the model that training starts from is changed; by default all of it."""
+
+    method: Literal["lora", "rslora", "dora"] | None = knob(
+        None, "How kernels are changed by matrices of low rank; None changes none so."
+    )
+    rank: int = knob(16, "Rank of these matrices.")
+    alpha: float = knob(
+        32.0, "Their product is scaled by alpha / rank ('rslora': alpha / sqrt(rank))."
+    )
+    targets: tuple[str, ...] = knob(
+        (),
+        "Regular expressions; kernels whose path one of them finds are changed. () is "
+        "every linear layer of the blocks, but no router.",
+    )
+    train: tuple[str, ...] = knob(
+        (),
+        "Regular expressions; parameters whose path one of them finds are trained as "
+        "they are, and no others: ('bias$',) is BitFit.",
+    )
+    quantize: Literal["int8", "int4"] | None = knob(
+        None, "Bits of the kernels that do not train ('int4' and 'lora' are QLoRA)."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Which text, cut into which tokens, in which rows."""
 
@@ -111,7 +137,7 @@ class OptimConfig:
     epsilon: float = knob(1e-8, "Added to the root of the second moment.")
     weight_decay: float = knob(0.1, "Decoupled weight decay.")
     no_decay: tuple[str, ...] = knob(
-        ("norm", "bias", "position", "sinks"),
+        ("norm", "bias", "position", "sinks", "magnitude"),
         "Regular expressions; a parameter whose path one of them finds is not decayed.",
     )
     clip_norm: float | None = knob(1.0, "Global gradient norm that is not exceeded.")
@@ -196,6 +222,7 @@ class ExperimentConfig:
     seed: int = knob(0, "Decides initial weights, data order and samples.")
     steps: int = knob(1000, "Optimizer steps.")
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)

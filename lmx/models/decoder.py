@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.dtypes import float0
 
 from lmx.core.model_schema import Architecture
 from lmx.models import kernels
@@ -242,7 +243,13 @@ def _unstack_forward(tree, count):
 
 
 def _unstack_backward(count, _, gradients):
-    return (jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients),)
+    # Whole numbers, as of quantized kernels, have no gradient.
+    return (
+        jax.tree.map(
+            lambda x, *rest: None if x.dtype == float0 else jnp.stack([x, *rest]),
+            *gradients,
+        ),
+    )
 
 
 unstack.defvjp(_unstack_forward, _unstack_backward)

@@ -13,6 +13,7 @@ from lmx.core.model_schema import Architecture
 from lmx.models import kernels
 from lmx.models.parameters import parameter
 from lmx.models.prepared import Prepared, product
+from lmx.models.wrapped import Wrapped
 
 
 class Linear(nn.Module):
@@ -20,8 +21,8 @@ class Linear(nn.Module):
 
     `inputs` and `outputs` are the sizes and `axes` the logical names of the kernel's
     axes; x is [..., *inputs] and y [..., *outputs] in `dtype`. The product takes
-    `dtype` in and accumulates in float32. In place of a trained kernel there may be one
-    that was prepared for decoding.
+    `dtype` in and accumulates in float32. In place of the kernel there may be one that
+    knows its product itself (`wrapped.py`).
     """
 
     inputs: Sequence[int]
@@ -58,8 +59,8 @@ class Linear(nn.Module):
     def _product(self, x: jnp.ndarray) -> jnp.ndarray:
         """Returns x [..., I] times the kernel, [..., O]."""
         dtype = self.out_dtype or self.dtype
-        if (prepared := self.prepared()) is not None:
-            return product(x, prepared, form=self.form)
+        if (wrapped := self.wrapped()) is not None:
+            return wrapped.product(x, form=self.form, dtype=dtype)
         kernel = parameter(
             self,
             "kernel",
@@ -71,10 +72,10 @@ class Linear(nn.Module):
         kernel_IO = kernel.reshape(math.prod(self.inputs), -1)
         return kernels.matmul(x, kernel_IO, form=self.form, out_dtype=dtype)
 
-    def prepared(self) -> Prepared | None:
-        """Returns the kernel if it was prepared for decoding."""
+    def wrapped(self) -> Wrapped | None:
+        """Returns the kernel if it is no plain array."""
         kernel = self.variables.get("params", {}).get("kernel")
-        return kernel if isinstance(kernel, Prepared) else None
+        return kernel if isinstance(kernel, Wrapped) else None
 
 
 def together(layers: Sequence[Linear], x: jnp.ndarray) -> list[jnp.ndarray]:
@@ -83,9 +84,9 @@ def together(layers: Sequence[Linear], x: jnp.ndarray) -> list[jnp.ndarray]:
     The first may hold the prepared kernels of all, side by side: then it is one
     product, as small ones take more time to start than to compute.
     """
-    kernel = layers[0].prepared()
+    kernel = layers[0].wrapped()
     sizes = [math.prod(layer.outputs) for layer in layers]
-    if kernel is None or kernel.weight_OI.shape[0] == sizes[0]:
+    if not isinstance(kernel, Prepared) or kernel.weight_OI.shape[0] == sizes[0]:
         return [layer(x) for layer in layers]
     y = product(x.astype(layers[0].dtype), kernel, form=layers[0].form)
     parts = jnp.split(y, list(accumulate(sizes))[:-1], axis=-1)

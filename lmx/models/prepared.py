@@ -33,6 +33,10 @@ class Prepared(NamedTuple):
     scale: jax.Array | None = None
     middle_OG: jax.Array | None = None
 
+    def product(self, x: jax.Array, *, form: str, dtype) -> jax.Array:
+        """Returns x [..., I] times the kernel, [..., O]."""
+        return product(x, self, form=form).astype(dtype)
+
 
 def prepare(kernel_IO: jax.Array, *, dtype, form: str) -> Prepared:
     """Returns a kernel [..., I, O] turned and in `dtype`.
@@ -48,7 +52,7 @@ def prepare(kernel_IO: jax.Array, *, dtype, form: str) -> Prepared:
         small = _grouped(weight_OI.astype(jnp.float32))
         if form != "cpu":
             return small
-        weight_OI, dtype = _widened(small, jnp.float32), jnp.dtype(jnp.int8)
+        weight_OI, dtype = widened(small, jnp.float32), jnp.dtype(jnp.int8)
     if dtype != jnp.int8:
         return Prepared(weight_OI.astype(dtype))
     weight_OI = weight_OI.astype(jnp.float32)
@@ -66,7 +70,7 @@ def product(x: jax.Array, kernel: Prepared, *, form: str) -> jax.Array:
     if kernel.scale is not None and form == "cpu":
         y_RO = _by_bytes(x_RI.astype(jnp.float32), kernel)
     else:
-        weight_OI = _widened(kernel, x.dtype)
+        weight_OI = widened(kernel, x.dtype)
         R = x_RI.shape[0]
         if form == "cpu" and R < FEWEST and weight_OI.dtype != jnp.float32:
             # One row takes a path that is twice as slow, two are slower than eight.
@@ -87,8 +91,8 @@ def _grouped(weight_OI: jax.Array) -> Prepared:
     return Prepared(small_OI, step_OG, low_OG + 8 * step_OG)
 
 
-def _widened(kernel: Prepared, dtype) -> jax.Array:
-    """Returns the weights [O, I] as numbers; those of a compute dtype as they are."""
+def widened(kernel: Prepared, dtype) -> jax.Array:
+    """Returns the weights [..., O, I] as numbers; those of a compute dtype as they are."""
     weight_OI, scale, middle_OG = kernel
     if scale is None:
         return weight_OI

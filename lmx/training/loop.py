@@ -21,7 +21,7 @@ from lmx.training.checkpoints import Checkpoints
 from lmx.training.metrics import MetricsWriter
 from lmx.training.preemption import Preemption
 from lmx.training.progress import Progress
-from lmx.training.state import TrainState
+from lmx.training.state import TrainState, saved
 
 Metrics = Mapping[str, Any]
 
@@ -83,7 +83,7 @@ def train(state: TrainState, parts: Parts, config: ExperimentConfig) -> TrainSta
                     record.extend(parts.evaluate(state))
                 if due(step + 1, config.checkpoint.save_every_steps, stop):
                     record.flush()  # what a checkpoint has seen is on record
-                    parts.checkpoints.save(step + 1, state)
+                    parts.checkpoints.save(step + 1, saved(state))
         except DivergedError:
             with contextlib.suppress(DivergedError):
                 record.flush()
@@ -101,7 +101,7 @@ def due(step: int, every: int, stop: int) -> bool:
 
 def save(state: TrainState, step: int, parts: Parts) -> None:
     """Saves a state at once and waits until it is on disk."""
-    parts.checkpoints.save(step, state)
+    parts.checkpoints.save(step, saved(state))
     parts.checkpoints.wait()
 
 

@@ -32,7 +32,7 @@ Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 MatrixAxes: TypeAlias = optax.contrib.MuonDimensionNumbers
 
 _STACKED = re.compile(r"(^|/)(dense|blocks|tail)/")
-_MATRIX = re.compile(r"(^|/)(dense|blocks|tail)/(.*/)?kernel$")
+_MATRIX = re.compile(r"(^|/)(dense|blocks|tail)/(.*/)?kernel(/[ab])?$")
 _INTO_HEADS = re.compile(r"(^|/)(query(_up)?(_rope|_nope)?|key|value)/kernel$")
 _EXPERTS = re.compile(r"(^|/)experts_(gate|up|down)/kernel$")
 # Adafactor factors a matrix only where both sides reach this (Shazeer, 1804.04235,
@@ -47,7 +47,8 @@ def matrix_axes(name: str, rank: int) -> MatrixAxes | None:
     `[layers, D, N, H]` and the projection back `[layers, N, H, D]`. Heads and head size
     count as one axis: Muon was measured on whole projections, query, key and value
     apart (Jordan, 2024; Liu et al., 2502.16982). Experts are `[layers, E, in, out]`.
-    The axes of layers and experts are in neither.
+    The axes of layers and experts are in neither. An adapter's two matrices, `kernel/a`
+    and `kernel/b`, are `[layers, in, out]`.
     """
     if not _MATRIX.search(name):
         return None

@@ -20,10 +20,12 @@ class TrainState:
 
     Attributes:
       step: int32, optimizer steps done, refused ones included.
-      params: the weights.
+      params: the weights that train.
       opt_state: of the optimizer.
       ema: float32 average of the weights, for evaluation and generation, or None.
       guard: history and counts of refused steps.
+      frozen: the weights that do not train, None where all do. They are those of
+        another model, which a checkpoint names and does not hold.
     """
 
     step: jax.Array
@@ -31,6 +33,7 @@ class TrainState:
     opt_state: Any
     ema: Any
     guard: GuardState
+    frozen: Any = None
 
 
 def init_state(
@@ -42,7 +45,9 @@ def init_state(
     return state_of(params, optimizer, config)
 
 
-def state_of(params: Any, optimizer: Optimizer, config: OptimConfig) -> TrainState:
+def state_of(
+    params: Any, optimizer: Optimizer, config: OptimConfig, *, frozen: Any = None
+) -> TrainState:
     """Returns the state before the first step from `params`."""
     averaged = config.ema_decay is not None or config.name == "schedule_free_adamw"
     return TrainState(
@@ -51,7 +56,13 @@ def state_of(params: Any, optimizer: Optimizer, config: OptimConfig) -> TrainSta
         opt_state=optimizer.init(params),
         ema=init_ema(params) if averaged else None,
         guard=init_guard(),
+        frozen=frozen,
     )
+
+
+def saved(state: TrainState) -> TrainState:
+    """Returns what a checkpoint holds of a state."""
+    return state.replace(frozen=None)  # type: ignore[attr-defined]
 
 
 def update_average(

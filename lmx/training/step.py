@@ -24,6 +24,7 @@ from lmx.training.optimizers import Optimizer, clip_by_norm
 from lmx.training.state import TrainState, update_average
 
 Reduce = Callable[[Any], Any]
+Join = Callable[[Any, Any], Any]
 
 
 def train_step(
@@ -34,18 +35,21 @@ def train_step(
     optimizer: Optimizer,
     config: OptimConfig,
     all_reduce: Reduce = lambda sums: sums,
+    join: Join = lambda params, frozen: params,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the next state and scalar metrics, all float32 or int32 on the device.
 
     A step whose loss or gradient is not finite (or spikes) changes nothing but the
-    guard's counts.
+    guard's counts. `join` makes what the objective takes of the parameters that train
+    and those that do not.
     """
     pieces = config.accumulate_steps or 1
 
+    def whole(params, rows):
+        return objective(join(params, state.frozen), rows)
+
     def mean_gradient(params):
-        grads, sums = all_reduce(
-            summed_gradient(objective, params, batch, pieces=pieces)
-        )
+        grads, sums = all_reduce(summed_gradient(whole, params, batch, pieces=pieces))
         tokens = sums.pop("weight")
         weight = jnp.where(tokens > 0, tokens, 1.0)  # weights may be any small numbers
         means = {name: total / weight for name, total in sums.items()}
@@ -71,7 +75,12 @@ def train_step(
         accept, (params, opt_state, ema), (state.params, state.opt_state, state.ema)
     )
     new_state = TrainState(
-        step=state.step + 1, params=params, opt_state=opt_state, ema=ema, guard=guard
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        ema=ema,
+        guard=guard,
+        frozen=state.frozen,
     )
     del metrics["value"]
     return new_state, {
