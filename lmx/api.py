@@ -14,6 +14,8 @@ from lmx.core import config as configs
 from lmx.core.errors import CheckpointError, DataError, UserError, pick
 from lmx.core.model_schema import ModelConfig
 from lmx.core.schema import ExperimentConfig
+from lmx.finetune.adapter import Adapter, Change, is_adapted
+from lmx.finetune.base import check_base
 from lmx.generate.decode import Generator
 from lmx.generate.sampling import SamplingConfig
 from lmx.generate.text import complete, stream
@@ -46,6 +48,7 @@ class LanguageModel:
       chat_template: the Jinja text that makes a prompt of a conversation, or None.
       quantize: the bits of the weights that write text; `params` stay what they are.
       family: the Hugging Face `model_type` that it was imported as, or None.
+      change: the adapter that was joined with a model to give `params`, or None.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class LanguageModel:
         chat_template: str | None = None,
         quantize: Quantize = None,
         family: str | None = None,
+        change: Change | None = None,
     ):
         self.config = config
         self.model = resolve(config.model)
@@ -67,6 +71,7 @@ class LanguageModel:
         self.chat_template = chat_template
         self.quantize = quantize
         self.family = family
+        self.change = change
         self._template: ChatTemplate | None = None
         self._logits: Callable | None = None
 
@@ -279,6 +284,7 @@ def load(
     step: int | None = None,
     like: Any = None,
     quantize: Quantize = None,
+    base: str | Path | None = None,
 ) -> LanguageModel:
     """Returns a model: of a workdir, or a published one.
 
@@ -287,19 +293,20 @@ def load(
     that of `step`; averaged weights are preferred where the run kept them. Abstract
     parameters `like` these (jax.ShapeDtypeStruct) give them dtypes and shardings: each
     shard is read straight to its device. `quantize` 'int8' or 'int4' has text written
-    with weights of so many bits.
+    with weights of so many bits. An adapter is joined with the model that it was
+    trained on, of which `base` says where it is now, should it have moved.
 
     Raises:
       UserError: there is no model of this name.
       CheckpointError: a workdir holds no checkpoint that can be used.
       DataError: its tokenizer is not the one that the checkpoint was trained with, or
-        a published file is damaged.
+        the model that it was trained on has changed, or a published file is damaged.
     """
     if quantize is not None:
         pick(QUANTIZED, quantize, "quantize")
     folder = Path(name)
     if (folder / "checkpoints").is_dir() or (folder / "tokenizer").is_dir():
-        return _load_workdir(folder, step, like, quantize)
+        return _load_workdir(folder, step, like, quantize, base)
     from lmx.interop.pretrained import open_pretrained
 
     if folder.is_dir() and not (folder / "config.json").exists():
@@ -331,7 +338,7 @@ def imported_config(model: ModelConfig) -> ExperimentConfig:
 
 
 def _load_workdir(
-    folder: Path, step: int | None, like: Any, quantize: Quantize
+    folder: Path, step: int | None, like: Any, quantize: Quantize, base
 ) -> LanguageModel:
     from lmx.core.text_files import read_text
     from lmx.training.checkpoints import Checkpoints
@@ -357,7 +364,15 @@ def _load_workdir(
                 f"{folder}/tokenizer is not the tokenizer of checkpoint {step}; "
                 "restore the folder from the run that trained it"
             )
-        params = checkpoints.restore_params(step, like=like)
+        adapted = is_adapted(config.adapter)
+        params = checkpoints.restore_params(step, like=None if adapted else like)
+    family, change = facts.get("family"), None
+    if adapted:
+        where = base or config.model.init_from
+        check_base(where, facts["base"], where=folder)
+        start = load(where, step=facts["base"]["step"], like=like)
+        change = Change(Adapter(config.adapter, resolve(config.model)), params)
+        params, family = change.of(start.params, like=like), start.family
     file = folder / TEMPLATE
     return LanguageModel(
         config,
@@ -366,7 +381,8 @@ def _load_workdir(
         step=step,
         chat_template=read_text(file) if file.exists() else None,
         quantize=quantize,
-        family=facts.get("family"),
+        family=family,
+        change=change,
     )
 
 

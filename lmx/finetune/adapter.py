@@ -7,6 +7,7 @@ It reads no file and no text.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lmx.core.model_schema import Architecture
 from lmx.core.schema import AdapterConfig
@@ -112,11 +114,16 @@ class Adapter:
                 found[f"{name}/magnitude"] = lengths(self._base(name, named[name]))
         return nest(found)
 
-    def frozen(self, base: Any) -> dict[str, Any]:
-        """Returns what does not train, kernels in the compute dtype or of few bits."""
+    def frozen(self, base: Any, *, dtype: Any = None) -> dict[str, Any]:
+        """Returns what does not train: kernels in `dtype`, or of few bits.
+
+        By default it is the compute dtype, to which products would round them.
+        """
         return nest(
             {
-                f"{name}/base" if name in self._wrapped else name: self._base(name, x)
+                f"{name}/base" if name in self._wrapped else name: self._base(
+                    name, x, dtype
+                )
                 for name, x in flatten_with_names(base)
                 if name not in self.trained
             }
@@ -132,7 +139,7 @@ class Adapter:
 
         def whole(name: str, leaf: Any) -> jax.Array:
             if not isinstance(leaf, Frozen | LowRank):
-                return leaf
+                return leaf.astype(dtype)
             if isinstance(leaf, Frozen) and not isinstance(leaf.base, Prepared):
                 return leaf.base.astype(dtype)
             inputs, _ = self._linear[name].sides
@@ -160,23 +167,18 @@ class Adapter:
         )
 
     def counts(self) -> tuple[int, int]:
-        """Returns the numbers of parameters that train, and of those they change."""
-        change = sum(
-            self._linear[name].shape[0]
-            * (sum(self._linear[name].sides) * self.config.rank)
-            + (math.prod(self._linear[name].shape[: 1]) * self._linear[name].sides[1])
-            * (self.config.method == "dora")
-            for name in self.targets
-        )
-        full = sum(math.prod(self._shapes[name].shape) for name in self.trained)
-        return change + full, sum(math.prod(x.shape) for x in self._shapes.values())
+        """Returns how many parameters train, and how many the model has."""
+        key, base = jax.random.key(0), nest(self._shapes)
+        trained = jax.eval_shape(self.params, key, base)
+        size = sum(x.size for x in jax.tree.leaves(trained))
+        return size, sum(x.size for x in self._shapes.values())
 
-    def _base(self, name: str, kernel: jax.Array) -> Any:
+    def _base(self, name: str, kernel: jax.Array, dtype: Any = None) -> Any:
         """Returns a leaf as it is kept while it does not train."""
         if name not in self._wrapped:
             return kernel
         if self.config.quantize is None:
-            return kernel.astype(self.model.compute_dtype)
+            return kernel.astype(dtype or self.model.compute_dtype)
         matrix = self._linear[name]
         return prepare(
             kernel.reshape(matrix.shape[0], *matrix.sides),
@@ -217,6 +219,34 @@ class Adapter:
             case "weight_OI":
                 return layers, outputs, inputs
         return (layers, outputs, None)[: leaf.ndim]  # lengths and units of outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """An adapter and what it has learned, apart from the model that it changes."""
+
+    adapter: Adapter
+    params: Any
+
+    def of(self, base: Any, *, like: Any = None) -> dict[str, Any]:
+        """Returns the changed model's plain parameters, of those of the model.
+
+        Abstract parameters `like` them give dtypes and shardings.
+        """
+        adapter, change = self.adapter, self.params
+        out = None
+        if like is not None:
+            out = jax.tree.map(lambda x: x.sharding, like)
+            mesh = jax.tree.leaves(out)[0].mesh
+            change = jax.device_put(change, NamedSharding(mesh, PartitionSpec()))
+
+        def merge(change, base):
+            plain = adapter.merge(change, adapter.frozen(base, dtype=jnp.float32))
+            if like is None:
+                return plain
+            return jax.tree.map(lambda x, to: x.astype(to.dtype), plain, like)
+
+        return jax.jit(merge, out_shardings=out)(change, base)
 
 
 def _is_box(x: Any) -> bool:

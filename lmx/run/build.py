@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax import lax
 
 from lmx.core.errors import DataError, UserError, pick
 from lmx.core.model_schema import Architecture
-from lmx.core.schema import ExperimentConfig
+from lmx.core.schema import ExperimentConfig, OptimConfig
 from lmx.data.pipeline import Corpus, prepare
 from lmx.evaluate.compression import COMPRESSORS
+from lmx.finetune.adapter import Adapter, is_adapted
+from lmx.finetune.base import base_facts
 from lmx.models.block import MIXERS
 from lmx.models.decoder import Decoder, abstract_params
 from lmx.models.kernels import micro_batches, select_form
@@ -29,17 +32,31 @@ from lmx.parallel.mesh import make_mesh
 from lmx.parallel.partition import Partition
 from lmx.parallel.rules import RULES
 from lmx.run.start import start_params
+from lmx.training.checkpoints import Checkpoints
 from lmx.training.losses import vocabulary_pieces
 from lmx.training.metrics import WRITERS
 from lmx.training.objective import OBJECTIVES, Objective, check_groups
 from lmx.training.optimizers import Optimizer, make_optimizer
-from lmx.training.state import TrainState, init_state, state_of
+from lmx.training.state import (
+    TrainState,
+    init_state,
+    saved,
+    state_of,
+    weights_to_use,
+)
 from lmx.training.step import eval_step, train_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that a run needs, made from one config whose numbers are resolved."""
+    """Everything that a run needs, made from one config whose numbers are resolved.
+
+    Attributes:
+      abstract_state: shapes, dtypes and shardings of the state.
+      abstract_params: those of the whole model, which parts into what trains and what
+        does not where there is an `adapter`.
+      base: which model an adapter changes, as its checkpoints remember it.
+    """
 
     config: ExperimentConfig
     model: Architecture
@@ -48,6 +65,9 @@ class Experiment:
     objective: Objective
     optimizer: Optimizer
     abstract_state: TrainState
+    abstract_params: Any
+    adapter: Adapter | None = None
+    base: Mapping[str, Any] | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -58,6 +78,7 @@ class Experiment:
             "lmx": __version__,
             "tokenizer": self.corpus.tokenizer.fingerprint,
             "data": self.corpus.digest,
+            **({} if self.base is None else {"base": self.base}),
         }
 
     @property
@@ -75,19 +96,42 @@ class Experiment:
     def init(self) -> TrainState:
         """Returns the first state, initialised on the devices it belongs to."""
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-        params = start_params(self.config, self.abstract_state.params)
-        if params is not None:
-            begin = partial(
-                state_of, optimizer=self.optimizer, config=self.config.optim
+        key = jax.random.key(self.config.seed)
+        params = start_params(self.config, self.abstract_params, self.base)
+        if params is None:
+            make = partial(
+                init_state,
+                decoder=Decoder(self.model),
+                optimizer=self.optimizer,
+                config=self.config.optim,
             )
-            return self.partition.jit(begin, out=shardings)(params)
-        make = partial(
-            init_state,
-            decoder=Decoder(self.model),
-            optimizer=self.optimizer,
-            config=self.config.optim,
-        )
-        return self.partition.jit(make, out=shardings)(jax.random.key(self.config.seed))
+            return self.partition.jit(make, out=shardings)(key)
+        begin = partial(first_state, self.adapter, self.optimizer, self.config.optim)
+        return self.partition.jit(begin, out=shardings)(key, params)
+
+    def restore(self, checkpoints: Checkpoints, step: int) -> TrainState:
+        """Returns the state of a checkpoint, with the weights that it does not hold."""
+        state = checkpoints.restore(step, saved(self.abstract_state))
+        if self.adapter is None:
+            return state
+        params = start_params(self.config, self.abstract_params, self.base)
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state.frozen)
+        make = self.partition.jit(self.adapter.frozen, out=shardings)
+        return dataclasses.replace(state, frozen=make(params))
+
+    def joined(self, state: TrainState) -> Any:
+        """Returns the parameters to evaluate, as the objective takes them."""
+        return self._join(weights_to_use(state), state.frozen)
+
+    def merged(self, state: TrainState) -> Any:
+        """Returns the parameters to write text with: plain arrays."""
+        params = weights_to_use(state)
+        if self.adapter is None:
+            return params
+        return self.partition.jit(self.adapter.merge)(params, state.frozen)
+
+    def _join(self, params: Any, frozen: Any) -> Any:
+        return params if self.adapter is None else self.adapter.join(params, frozen)
 
     def step_function(self) -> Callable:
         """Returns the training step to call: jit over the mesh, or pmap."""
@@ -98,6 +142,7 @@ class Experiment:
             objective=self.objective,
             optimizer=self.optimizer,
             config=optim,
+            join=self._join,
         )
         if self.config.parallel.step == "pmap":
             return _pmapped(step)
@@ -141,15 +186,17 @@ def build(
     if model.attention == "prefix":
         check_prompts(corpus)
     partition = Partition(mesh, pick(RULES, config.parallel.rules, "rules"))
-    boxed = abstract_params(model)
+    adapter = Adapter(config.adapter, model) if is_adapted(config.adapter) else None
+    boxed = whole = abstract_params(model)
+    if adapter is not None:
+        partition.check(boxed, partition.batch_parts)
+        boxed = adapter.boxed()
     pieces = config.optim.accumulate_steps or 1
     partition.check(boxed, config.data.batch_size // pieces)
     vocabulary_pieces(model.vocab_size, config.objective.vocab_chunks)
-    make = partial(
-        init_state, decoder=Decoder(model), optimizer=optimizer, config=config.optim
-    )
-    shapes = jax.eval_shape(make, jax.random.key(0))
-    shardings = partition.state_shardings(shapes, boxed)
+    begin = partial(first_state, adapter, optimizer, config.optim)
+    params = nn.meta.unbox(whole)
+    state = jax.eval_shape(begin, jax.random.key(0), params)
     return Experiment(
         config=config,
         model=model,
@@ -157,11 +204,29 @@ def build(
         partition=partition,
         objective=objective,
         optimizer=optimizer,
-        abstract_state=jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            shapes,
-            shardings,
-        ),
+        abstract_state=placed(state, partition.state_shardings(state, boxed)),
+        abstract_params=placed(params, partition.state_shardings(params, whole)),
+        adapter=adapter,
+        base=adapter and base_facts(str(config.model.init_from)),
+    )
+
+
+def first_state(
+    adapter: Adapter | None, optimizer: Optimizer, config: OptimConfig, key, params
+) -> TrainState:
+    """Returns the state that starts from `params`; `key` draws what they lack."""
+    if adapter is None:
+        return state_of(params, optimizer, config)
+    trained, frozen = adapter.params(key, params), adapter.frozen(params)
+    return state_of(trained, optimizer, config, frozen=frozen)
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Returns abstract values with their shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        shardings,
     )
 
 

@@ -15,7 +15,6 @@ def evaluator(experiment, *, final: bool = False) -> Callable[[Any], dict[str, f
     source of which no row is in the sample is left out.
     """
     from lmx.evaluate.perplexity import perplexity, row_sums
-    from lmx.training.state import weights_to_use
 
     corpus, evals = experiment.corpus, experiment.config.evals
     ids = corpus.validation_ids(evals.final_batches if final else evals.batches)
@@ -25,7 +24,7 @@ def evaluator(experiment, *, final: bool = False) -> Callable[[Any], dict[str, f
 
     def evaluate(state) -> dict[str, float]:
         batches = (experiment.partition.place_batch(rows.batch(part)) for part in ids)
-        score, params = experiment.eval_function, weights_to_use(state)
+        score, params = experiment.eval_function, experiment.joined(state)
         nats, tokens = row_sums(score, params, batches)
         sets = {"validation": (sources >= 0, splits)}
         if len(splits) > 1:

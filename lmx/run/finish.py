@@ -19,7 +19,7 @@ from lmx.run.build import Experiment
 from lmx.run.evaluator import evaluator
 from lmx.run.train import SUMMARY
 from lmx.training.metrics import FILE_NAME
-from lmx.training.state import TrainState, weights_to_use
+from lmx.training.state import TrainState
 
 # A function is sampled where one stands in real code, below the imports of a module.
 MODULE_HEAD, FUNCTION_START = "import os\nimport sys\n\n\n", "def "
@@ -57,7 +57,7 @@ def finish(
         for name in config.evals.compressors:
             label, bits = compressed_bits_per_byte(name, text)
             summary["compressors"][label] = round(bits, 4)
-    write_samples(experiment, weights_to_use(state), summary)
+    write_samples(experiment, experiment.merged(state), summary)
     write_atomic(folder / "samples.txt", samples_text(summary))
     plot_losses(folder / FILE_NAME, folder / "loss.png", title=folder.name)
     write_atomic(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")

@@ -9,6 +9,7 @@ to read prompts in both directions, where the experiment says so.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lmx.core import config as configs
 from lmx.core.errors import UserError
 from lmx.core.model_schema import ModelConfig
 from lmx.core.schema import ExperimentConfig
+from lmx.finetune.adapter import is_adapted
 
 # How a model is computed, which stays as the experiment has it.
 OWN = (
@@ -32,6 +34,11 @@ def adopted(config: ExperimentConfig) -> ExperimentConfig:
     """
     name = config.model.init_from
     if name is None:
+        if is_adapted(config.adapter):
+            raise UserError(
+                "an adapter changes a trained model, and model.init_from names none; "
+                "set it, or set adapter.method=None and adapter.train=() to train all"
+            )
         return config
     folder = Path(name)
     if (folder / "checkpoints").is_dir():
@@ -72,14 +79,18 @@ def adopted(config: ExperimentConfig) -> ExperimentConfig:
     )
 
 
-def start_params(config: ExperimentConfig, like: Any) -> Any:
+def start_params(
+    config: ExperimentConfig, like: Any, base: Mapping[str, Any] | None = None
+) -> Any:
     """Returns the weights that training starts from, None for initial ones.
 
     They have the dtypes and shardings of the abstract parameters `like` them: each
-    shard is read straight to its device.
+    shard is read straight to its device. Of a run they are its newest, or those of the
+    step that an adapter's `base` names.
     """
     if config.model.init_from is None:
         return None
     from lmx.api import load
 
-    return load(config.model.init_from, like=like).params
+    step = None if base is None else base["step"]
+    return load(config.model.init_from, step=step, like=like).params

@@ -65,6 +65,7 @@ def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: S
         if experiment.facts["tokenizer"] != facts["tokenizer"]:
             experiment = build_with_tokenizer(config, folder / "tokenizer", say=say)
         check_data(experiment, facts)
+        experiment = on_its_base(experiment, facts, folder)
     config = experiment.config
     describe(experiment, say)
     seen = Seen(experiment.corpus)
@@ -78,7 +79,7 @@ def _run(config, folder: Path, checkpoints, preemption, step: int | None, say: S
         state = experiment.init()
     else:
         say(f"resuming from step {step}")
-        state = checkpoints.restore(step, experiment.abstract_state)
+        state = experiment.restore(checkpoints, step)
     start = step or 0
     with (
         MetricsWriter(folder, writers=config.log.writers, start_step=start) as metrics,
@@ -263,6 +264,20 @@ def check_data(experiment, facts: Mapping[str, Any]) -> None:
             )
 
 
+def on_its_base(experiment, facts: Mapping[str, Any], folder: Path):
+    """Returns the experiment on the base that a checkpoint was trained on.
+
+    A run that was the base may have gone on since: the step that was taken is meant.
+    Raises a `DataError` if its weights are no longer those.
+    """
+    from lmx.finetune.base import check_base
+
+    if experiment.adapter is None:
+        return experiment
+    check_base(experiment.config.model.init_from, facts["base"], where=folder)
+    return dataclasses.replace(experiment, base=facts["base"])
+
+
 def describe(experiment, say: Say) -> None:
     """Says what is about to be trained, on what."""
     from lmx.models.counting import parameter_count
@@ -278,6 +293,13 @@ def describe(experiment, say: Say) -> None:
         f"({model.num_kv_heads} key/value), MLP {model.mlp_dim}, "
         f"vocabulary {model.vocab_size:,}, context {model.context_length}"
     )
+    if experiment.adapter is not None:
+        count, total = experiment.adapter.counts()
+        say(
+            f"adapter {config.adapter.method or 'no low rank'}: {count:,} parameters "
+            f"train ({count / total:.2%} of the model's), the rest is that of "
+            f"{config.model.init_from}"
+        )
     epochs = config.steps * tokens / max(1, train["tokens"])
     say(
         f"data    {train['documents']:,} documents, {train['bytes'] / 1e6:.1f} MB, "

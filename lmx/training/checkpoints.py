@@ -9,6 +9,8 @@ elsewhere.
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -110,6 +112,16 @@ class Checkpoints:
     def facts(self, step: int) -> Mapping[str, Any]:
         """Returns the facts that were stored with a step that verifies."""
         return self._folders.manifest(step).facts
+
+    def content(self, step: int) -> str:
+        """Returns a hash of the files of a step that verifies, which reads no array.
+
+        What a step names as its base (`facts`) is part of what it is.
+        """
+        manifest = self._folders.manifest(step)
+        files = [(name, fact.sha256) for name, fact in manifest.files.items()]
+        text = json.dumps([sorted(files), manifest.facts.get("base")], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def digest(self, step: int) -> str:
         """Returns the `state_digest` of a step, without a config or a state.

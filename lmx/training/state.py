@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -62,7 +63,7 @@ def state_of(
 
 def saved(state: TrainState) -> TrainState:
     """Returns what a checkpoint holds of a state."""
-    return state.replace(frozen=None)  # type: ignore[attr-defined]
+    return dataclasses.replace(state, frozen=None)
 
 
 def update_average(
