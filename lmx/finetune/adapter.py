@@ -24,7 +24,7 @@ from lmx.finetune.kernels import Frozen, LowRank, kernel_lengths, merged
 from lmx.finetune.targets import check, select
 from lmx.generate.weights import QUANTIZED, kernel_inputs
 from lmx.models.checks import check_causal
-from lmx.models.decoder import abstract_params
+from lmx.models.decoder import abstract_params, unrolled
 from lmx.models.kernels import select_form
 from lmx.models.prepared import Prepared, prepare
 
@@ -117,7 +117,7 @@ class Adapter:
     def frozen(self, base: Any, *, dtype: Any = None) -> dict[str, Any]:
         """Returns what does not train: kernels in `dtype`, or of few bits.
 
-        By default it is the compute dtype, to which products would round them.
+        By default it is that which products would round them to.
         """
         return nest(
             {
@@ -178,13 +178,20 @@ class Adapter:
         if name not in self._wrapped:
             return kernel
         if self.config.quantize is None:
-            return kernel.astype(dtype or self.model.compute_dtype)
+            return kernel.astype(dtype or self._frozen_dtype())
         matrix = self._linear[name]
         return prepare(
             kernel.reshape(matrix.shape[0], *matrix.sides),
             dtype=QUANTIZED[self.config.quantize],
             form=select_form(self.model.kernels),
         )
+
+    def _frozen_dtype(self) -> str:
+        """Returns the dtype of frozen kernels: the compute dtype, so none is cast."""
+        if select_form(self.model.kernels) == "cpu" and not unrolled(self.model):
+            # XLA's CPU compiler widens a whole bfloat16 stack to take slices of it.
+            return self.model.param_dtype
+        return self.model.compute_dtype
 
     def _wrap(self, tree: Any, path: str = "") -> Any:
         """Returns the tree with a wrapped kernel for each table of its arrays."""
