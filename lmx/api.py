@@ -14,8 +14,8 @@ from lmx.core import config as configs
 from lmx.core.errors import CheckpointError, DataError, UserError, pick
 from lmx.core.model_schema import ModelConfig
 from lmx.core.schema import ExperimentConfig
-from lmx.finetune.adapter import Adapter, Change, is_adapted
-from lmx.finetune.base import check_base
+from lmx.finetune.adapter import Change
+from lmx.finetune.peft import is_peft
 from lmx.generate.decode import Generator
 from lmx.generate.sampling import SamplingConfig
 from lmx.generate.text import complete, stream
@@ -187,16 +187,22 @@ class LanguageModel:
         self,
         directory: str | Path,
         *,
-        to: Literal["hf", "gguf"] = "hf",
+        to: Literal["hf", "gguf", "peft"] = "hf",
         dtype: str = "float32",
         watch: Watch = unwatched,
     ) -> Path:
         """Writes the model in a published format and returns where it is.
 
         'hf' makes a directory for Hugging Face transformers, 'gguf' a file
-        `model.gguf` in it for llama.cpp. See `lmx.interop.export.export`.
+        `model.gguf` in it for llama.cpp. See `lmx.interop.export.export`. 'peft' writes
+        an adapter alone, in float32, for the model that it was trained on.
         `watch(what, done, total)` is told how many bytes are done.
+
+        Raises:
+          UserError: the format cannot express it, or there is no adapter.
         """
+        if to == "peft":
+            return self._save_change(Path(directory))
         from lmx.interop.export import export
 
         return export(
@@ -210,6 +216,20 @@ class LanguageModel:
             family=self.family,
             watch=watch,
         )
+
+    def _save_change(self, folder: Path) -> Path:
+        from lmx.core.new_folder import new_folder
+        from lmx.finetune.peft import write_peft
+
+        if self.change is None:
+            raise UserError(
+                "this model was trained whole and has no adapter to write; save it "
+                "with to='hf'"
+            )
+        base = str(self.config.model.init_from)
+        with new_folder(folder.absolute()) as new:
+            write_peft(new.path, self.change, base=base, family=self.family)
+        return folder.absolute()
 
     def logits(self, token_ids: Sequence[int], *, prompt_tokens: int = 1) -> np.ndarray:
         """Returns float32 [L, V]: the scores of the token after each of `token_ids`.
@@ -289,7 +309,7 @@ def load(
     """Returns a model: of a workdir, or a published one.
 
     `name` is the workdir of a run or an import, a Hugging Face directory, a `.gguf`
-    file or a Hub name. Of a workdir the newest checkpoint that verifies is used, or
+    file, a Hub name, or the folder of an adapter of peft. Of a workdir the newest checkpoint that verifies is used, or
     that of `step`; averaged weights are preferred where the run kept them. Abstract
     parameters `like` these (jax.ShapeDtypeStruct) give them dtypes and shardings: each
     shard is read straight to its device. `quantize` 'int8' or 'int4' has text written
@@ -306,7 +326,13 @@ def load(
         pick(QUANTIZED, quantize, "quantize")
     folder = Path(name)
     if (folder / "checkpoints").is_dir() or (folder / "tokenizer").is_dir():
-        return _load_workdir(folder, step, like, quantize, base)
+        from lmx.run.load import load_workdir
+
+        return load_workdir(folder, step, like, quantize, base)
+    if is_peft(folder):
+        from lmx.run.load import load_peft
+
+        return load_peft(folder, step, like, quantize, base)
     from lmx.interop.pretrained import open_pretrained
 
     if folder.is_dir() and not (folder / "config.json").exists():
@@ -335,55 +361,6 @@ def imported_config(model: ModelConfig) -> ExperimentConfig:
     names = ModelConfig.__dataclass_fields__
     options = ModelConfig(**{name: getattr(model, name) for name in names})
     return dataclasses.replace(ExperimentConfig(), model=options)
-
-
-def _load_workdir(
-    folder: Path, step: int | None, like: Any, quantize: Quantize, base
-) -> LanguageModel:
-    from lmx.core.text_files import read_text
-    from lmx.training.checkpoints import Checkpoints
-
-    try:
-        config = configs.from_json((folder / "config.json").read_text(encoding="utf8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder} holds no run ({error}); train one there with lmx train "
-            f"--workdir={folder}"
-        ) from error
-    tokenizer = Tokenizer.load(folder / "tokenizer")
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        step = checkpoints.latest() if step is None else step
-        if step is None:
-            raise CheckpointError(
-                f"{folder} has no checkpoint yet; wait for the first "
-                "(checkpoint.save_every_steps), or train on"
-            )
-        facts = checkpoints.facts(step)
-        if facts.get("tokenizer") != tokenizer.fingerprint:
-            raise DataError(
-                f"{folder}/tokenizer is not the tokenizer of checkpoint {step}; "
-                "restore the folder from the run that trained it"
-            )
-        adapted = is_adapted(config.adapter)
-        params = checkpoints.restore_params(step, like=None if adapted else like)
-    family, change = facts.get("family"), None
-    if adapted:
-        where = base or config.model.init_from
-        check_base(where, facts["base"], where=folder)
-        start = load(where, step=facts["base"]["step"], like=like)
-        change = Change(Adapter(config.adapter, resolve(config.model)), params)
-        params, family = change.of(start.params, like=like), start.family
-    file = folder / TEMPLATE
-    return LanguageModel(
-        config,
-        params,
-        tokenizer,
-        step=step,
-        chat_template=read_text(file) if file.exists() else None,
-        quantize=quantize,
-        family=family,
-        change=change,
-    )
 
 
 def train(config: ConfigDict | ExperimentConfig, workdir: str | Path) -> LanguageModel:

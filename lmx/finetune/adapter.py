@@ -45,7 +45,9 @@ class Matrix(NamedTuple):
     @property
     def sides(self) -> tuple[int, int]:
         """The numbers of inputs I and outputs O."""
-        return math.prod(self.shape[1 : self.split]), math.prod(self.shape[self.split :])
+        return math.prod(self.shape[1 : self.split]), math.prod(
+            self.shape[self.split :]
+        )
 
 
 def is_adapted(config: AdapterConfig) -> bool:
@@ -172,6 +174,10 @@ class Adapter:
         trained = jax.eval_shape(self.params, key, base)
         size = sum(x.size for x in jax.tree.leaves(trained))
         return size, sum(x.size for x in self._shapes.values())
+
+    def matrix(self, name: str) -> Matrix:
+        """Returns the shape of a linear layer's kernel."""
+        return self._linear[name]
 
     def _base(self, name: str, kernel: jax.Array, dtype: Any = None) -> Any:
         """Returns a leaf as it is kept while it does not train."""

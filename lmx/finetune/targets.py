@@ -49,9 +49,7 @@ def select(
     if config.method is None:
         return frozenset(), trained
     targets = frozenset(
-        name
-        for pattern in config.targets
-        for name in _kernels(pattern, names, linear)
+        name for pattern in config.targets for name in _kernels(pattern, names, linear)
     )
     if not config.targets:
         targets = frozenset(name for name in linear if "/router/" not in name) - trained
@@ -89,7 +87,9 @@ def _kernels(pattern: str, names: Sequence[str], linear: Sides) -> list[str]:
     if other or not kernels:
         why = (
             "of experts, or of keys and values that latents hold, there is no single "
-            "product" if other else "it is no kernel"
+            "product"
+            if other
+            else "it is no kernel"
         )
         raise UserError(
             f"adapter.targets: {pattern!r} finds {(other or found)[0]}, which cannot be "

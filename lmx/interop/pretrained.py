@@ -108,6 +108,11 @@ def open_pretrained(name: str | os.PathLike[str]) -> Pretrained:
             f"{name} is a workdir of lmx already, not a published model; give it as it "
             "is, as --workdir or model.init_from"
         )
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise UserError(
+            f"{name} holds an adapter of peft and not the model that it changes; make "
+            "one of the two with lmx import"
+        )
     if not (path / "config.json").exists():
         raise UserError(
             f"{name} holds no run and no published model: give a workdir, a folder "

@@ -176,13 +176,15 @@ class _Reader:
         group = self._groups[name]
         piece = group[place]
         if piece.row.layout != "table":
-            value = _split(self._source.read(name), self._model, group)[place]
-            yield ..., _from_theirs(piece, value)[index]
+            value = split_parts(self._source.read(name), self._model, group)[place]
+            yield ..., from_theirs(piece, value)[index]
             return
         span = range(*index[0].indices(piece.shape[0]))
         for chunk in row_chunks((len(span), *_published_shape(group)[1:])):
             rows = slice(span.start + chunk.start, span.start + chunk.stop)
-            value = _split(self._source.read(name, rows), self._model, group)[place]
+            value = split_parts(self._source.read(name, rows), self._model, group)[
+                place
+            ]
             yield chunk, value[(slice(None), *index[1:])]
 
 
@@ -241,7 +243,7 @@ def published(
 
         def make(group=group) -> np.ndarray:
             shares = [_share(leaves[piece.leaf], piece.at) for piece in group]
-            parts = map(_to_theirs, group, shares)
+            parts = map(to_theirs, group, shares)
             tell(sum(share.nbytes for share in shares))
             return _join(list(parts), model, group)
 
@@ -336,7 +338,7 @@ def _turns(model: Architecture, group: list[Piece]) -> int:
             return _shape_alone(group[0])[_outputs_axis(group[0])]
 
 
-def _split(value: np.ndarray, model, group: list[Piece]) -> list[np.ndarray]:
+def split_parts(value: np.ndarray, model, group: list[Piece]) -> list[np.ndarray]:
     """Returns each piece's part of a published tensor."""
     if len(group) == 1:
         return [value]
@@ -349,7 +351,7 @@ def _split(value: np.ndarray, model, group: list[Piece]) -> list[np.ndarray]:
 
 
 def _join(parts: list[np.ndarray], model, group: list[Piece]) -> np.ndarray:
-    """Returns the published tensor of all its parts: undoes `_split`."""
+    """Returns the published tensor of all its parts: undoes `split_parts`."""
     if len(group) == 1:
         return parts[0]
     axis, n = _outputs_axis(group[0]), _turns(model, group)
@@ -359,7 +361,7 @@ def _join(parts: list[np.ndarray], model, group: list[Piece]) -> np.ndarray:
     return np.moveaxis(value.reshape(-1, *value.shape[2:]), 0, axis)
 
 
-def _from_theirs(piece: Piece, value: np.ndarray) -> np.ndarray:
+def from_theirs(piece: Piece, value: np.ndarray) -> np.ndarray:
     """Returns a piece of a published tensor in our layout."""
     if piece.row.layout == "turned":
         value = _interleave(value, piece.shape[-1], undo=True)
@@ -368,8 +370,8 @@ def _from_theirs(piece: Piece, value: np.ndarray) -> np.ndarray:
     return value.reshape(piece.shape)
 
 
-def _to_theirs(piece: Piece, value: np.ndarray) -> np.ndarray:
-    """Returns the published layout of a piece: undoes `_from_theirs`."""
+def to_theirs(piece: Piece, value: np.ndarray) -> np.ndarray:
+    """Returns the published layout of a piece: undoes `from_theirs`."""
     match piece.row.layout:
         case "vector":
             return value.reshape(-1)

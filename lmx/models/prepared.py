@@ -92,7 +92,7 @@ def _grouped(weight_OI: jax.Array) -> Prepared:
 
 
 def widened(kernel: Prepared, dtype) -> jax.Array:
-    """Returns the weights [..., O, I] as numbers; those of a compute dtype as they are."""
+    """Returns weights [..., O, I] as numbers; those of a compute dtype as they are."""
     weight_OI, scale, middle_OG = kernel
     if scale is None:
         return weight_OI

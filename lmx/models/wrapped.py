@@ -1,8 +1,8 @@
 """What may stand in the place of a linear layer's kernel: it knows its own product.
 
-Kernels that were prepared for decoding do (`prepared.py`), and so do those that adapters
-wrap (`lmx.finetune`). Layers ask only for the product, so a new kind of kernel changes
-none of them.
+Kernels that were prepared for decoding do (`prepared.py`), and so do those that
+adapters wrap (`lmx.finetune`). Layers ask only for the product, so a new kind of kernel
+changes none of them.
 """
 
 from __future__ import annotations

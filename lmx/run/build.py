@@ -207,7 +207,7 @@ def build(
         abstract_state=placed(state, partition.state_shardings(state, boxed)),
         abstract_params=placed(params, partition.state_shardings(params, whole)),
         adapter=adapter,
-        base=adapter and base_facts(str(config.model.init_from)),
+        base=None if adapter is None else base_facts(str(config.model.init_from)),
     )
 
 

@@ -13,6 +13,7 @@ from lmx.run.import_command import PARITY, report
 EXAMPLE = """example:
   lmx export --workdir=runs/quickstart --to=hf exported
   lmx export --workdir=runs/imported --to=gguf --dtype=int8 exported
+  lmx export --workdir=runs/tuned --to=peft adapter
 """
 
 
@@ -20,13 +21,14 @@ def main(argv: list[str]) -> int:
     """Parses the command line, exports, returns the exit code."""
     parser = Parser(
         prog="lmx export",
-        description="Write a model for transformers (hf) or llama.cpp (gguf).",
+        description="Write a model for transformers (hf) or llama.cpp (gguf), or the "
+        "adapter of one alone (peft).",
         epilog=EXAMPLE,
     )
     add = parser.add_argument
     add("directory", metavar="DIR", help="a new folder to write")
     add("--workdir", required=True, metavar="DIR", help="a run, or an imported model")
-    add("--to", choices=("hf", "gguf"), default="hf", help="the format")
+    add("--to", choices=("hf", "gguf", "peft"), default="hf", help="the format")
     add(
         "--dtype",
         choices=("float32", "bfloat16", "float16", "int8"),
@@ -44,6 +46,10 @@ def main(argv: list[str]) -> int:
 
     to, dtype = options.to, options.dtype
     folder = Path(options.directory).absolute()
+    if to == "peft":
+        load(options.workdir, step=options.step).save(folder, to=to)
+        print(f"written: {folder}, for peft.PeftModel.from_pretrained")
+        return DONE
     with new_folder(folder) as new, Activity() as activity:
         activity(f"loading {options.workdir}")
         model = load(options.workdir, step=options.step)

@@ -28,7 +28,9 @@ def main(argv: list[str]) -> int:
         epilog=EXAMPLE,
     )
     add = parser.add_argument
-    add("source", help="a Hugging Face directory, a .gguf file, or a Hub name")
+    add(
+        "source", help="a Hugging Face directory, a .gguf, a Hub name, or a peft folder"
+    )
     add("--workdir", required=True, metavar="DIR", help="a new folder for the model")
     add("--dtype", choices=get_args(DType), default="float32", help="of the weights")
     options = parser.parse_args(argv)
@@ -50,14 +52,18 @@ def import_model(source: str, folder: Path, *, dtype: DType = "float32") -> None
     from lmx.core import config as configs
     from lmx.core.new_folder import new_folder
     from lmx.core.workdir import write_atomic
+    from lmx.finetune.peft import is_peft
     from lmx.interop.parity import parity
     from lmx.interop.pretrained import open_pretrained
     from lmx.models.counting import parameter_count
     from lmx.training.checkpoints import Checkpoints
 
-    pretrained = open_pretrained(source)
     if (folder / "config.json").exists():
         raise UserError(f"--workdir={folder} holds a run already; choose a new folder")
+    if is_peft(source):
+        import_adapter(source, folder)
+        return
+    pretrained = open_pretrained(source)
     model = dataclasses.replace(pretrained.model, param_dtype=dtype)
     print(f"reading {parameter_count(model) / 1e6:.1f}M parameters of {source}")
     if folder.is_dir() and [p.name for p in folder.iterdir()] == [PARITY]:
@@ -91,6 +97,41 @@ def import_model(source: str, folder: Path, *, dtype: DType = "float32") -> None
     if model.attention == "bidirectional":
         verb = 'embed --similarity "A cat" "A kitten" "Tax law"'
     print(f"written: {folder}\nnext:    lmx {verb} --workdir={folder}")
+
+
+def import_adapter(source: str, folder: Path) -> None:
+    """Writes an adapter of peft as a run on the model that it names.
+
+    The workdir holds the adapter and names its base, as a run of `lmx train` does.
+    Raises a `UserError` or `DataError` where it cannot be joined with it.
+    """
+    from lmx import __version__
+    from lmx.api import TEMPLATE, load
+    from lmx.core import config as configs
+    from lmx.core.new_folder import new_folder
+    from lmx.core.workdir import write_atomic
+    from lmx.finetune.base import base_facts
+    from lmx.training.checkpoints import Checkpoints
+
+    model = load(source)
+    assert model.change is not None
+    facts = {
+        "lmx": __version__,
+        "tokenizer": model.tokenizer.fingerprint,
+        "imported": str(source),
+        "base": base_facts(str(model.config.model.init_from)),
+    }
+    with new_folder(folder) as new:
+        model.tokenizer.save(new.path / "tokenizer")
+        if model.chat_template is not None:
+            write_atomic(new.path / TEMPLATE, model.chat_template)
+        with Checkpoints(new.path / "checkpoints", facts=facts) as checkpoints:
+            with new.held():
+                checkpoints.save(0, {"params": model.change.params})
+            checkpoints.wait()
+        write_atomic(new.path / "config.json", configs.to_json(model.config))
+    count, total = model.change.adapter.counts()
+    print(f"written: {folder}, {count:,} parameters beside {total:,} of its base")
 
 
 def report(proof: dict[str, Any]) -> str:

@@ -70,6 +70,8 @@ def adopted(config: ExperimentConfig) -> ExperimentConfig:
             f"model.context_length={length}, but {name} learned "
             f"{source.context_length} positions; set it to that"
         )
+    if is_adapted(config.adapter) and folder.exists():
+        shape["init_from"] = str(folder.absolute())  # it is needed as long as this is
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, **shape),

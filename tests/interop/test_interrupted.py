@@ -67,7 +67,7 @@ IMPORT = [
     ("new_folder", "_publish"),
 ]
 HF = [
-    ("weights", "_to_theirs"),
+    ("weights", "to_theirs"),
     ("safetensors_file", "_write_shard"),
     ("parity", "weight_parity"),
     ("new_folder", "_remove"),

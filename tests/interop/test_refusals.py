@@ -305,7 +305,7 @@ def test_a_wrong_export_is_caught(tmp_path, capsys, monkeypatch, source):
     assert run(capsys, "import", source[0], f"--workdir={workdir}")[0] == DONE
     from lmx.interop import weights
 
-    right = weights._to_theirs
+    right = weights.to_theirs
 
     def wrong(piece, value):
         found = right(piece, value)
