@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from lmx.core import config as configs
-from lmx.core.errors import CheckpointError, DataError, UserError, pick
+from lmx.core.errors import UserError, pick
 from lmx.core.model_schema import ModelConfig
 from lmx.core.schema import ExperimentConfig
 from lmx.finetune.adapter import Change
@@ -309,10 +309,10 @@ def load(
     """Returns a model: of a workdir, or a published one.
 
     `name` is the workdir of a run or an import, a Hugging Face directory, a `.gguf`
-    file, a Hub name, or the folder of an adapter of peft. Of a workdir the newest checkpoint that verifies is used, or
-    that of `step`; averaged weights are preferred where the run kept them. Abstract
-    parameters `like` these (jax.ShapeDtypeStruct) give them dtypes and shardings: each
-    shard is read straight to its device. `quantize` 'int8' or 'int4' has text written
+    file, a Hub name, or the folder of an adapter of peft. Of a workdir the newest
+    checkpoint that verifies is used, or that of `step`; averaged weights are preferred
+    where the run kept them. Abstract parameters `like` these (jax.ShapeDtypeStruct)
+    give them dtypes and shardings: each shard is read straight to its device. `quantize` 'int8' or 'int4' has text written
     with weights of so many bits. An adapter is joined with the model that it was
     trained on, of which `base` says where it is now, should it have moved.
 

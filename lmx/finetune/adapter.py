@@ -136,7 +136,7 @@ class Adapter:
         return self._wrap(_merge(params, frozen))
 
     def merge(self, params: Any, frozen: Any) -> dict[str, Any]:
-        """Returns plain parameters in `param_dtype`: what `join` computes, in arrays."""
+        """Returns plain parameters in `param_dtype`: what `join` computes with."""
         dtype = jnp.dtype(self.model.param_dtype)
 
         def whole(name: str, leaf: Any) -> jax.Array:

@@ -22,13 +22,22 @@ Base: TypeAlias = "jax.Array | Prepared"  # [*inputs, *outputs], or of few bits
 
 @flax.struct.dataclass
 class Frozen:
-    """A kernel that does not train."""
+    """A kernel that does not train; with `index` it is that layer of a stack."""
 
     base: Base
+    index: jax.Array | None = None
 
     def product(self, x: jax.Array, *, form: str, dtype: Any) -> jax.Array:
         """Returns x [..., I] times the base, [..., O]."""
-        return frozen_product(x, self.base, form=form).astype(dtype)
+        return frozen_product(x, self.base, self.index, form=form).astype(dtype)
+
+    def changing(self) -> tuple:
+        """Returns what has a gradient: nothing."""
+        return ()
+
+    def layer(self, index: int, changing: tuple) -> Frozen:
+        """Returns the kernel of a layer of this stack."""
+        return Frozen(self.base, jnp.int32(index))
 
 
 @flax.struct.dataclass
@@ -44,6 +53,7 @@ class LowRank:
       a: [I, r], in float32 as `b` and the magnitude.
       b: [r, O].
       magnitude: [O], or None.
+      index: the layer, where the base is that of a stack of layers.
       scale: alpha / r, or alpha / √r for rsLoRA (Kalajdzievski 2023, 2312.03732).
     """
 
@@ -51,18 +61,28 @@ class LowRank:
     a: jax.Array
     b: jax.Array
     magnitude: jax.Array | None = None
+    index: jax.Array | None = None
     scale: float = flax.struct.field(pytree_node=False, default=1.0)
 
     def product(self, x: jax.Array, *, form: str, dtype: Any) -> jax.Array:
         """Returns x [..., I] times the kernel, [..., O]."""
         b = self.b * self.scale
         low = kernels.matmul(x, self.a, form=form)
-        y = frozen_product(x, self.base, form=form)
+        y = frozen_product(x, self.base, self.index, form=form)
         y = y + kernels.matmul(low, b, form=form, out_dtype=jnp.float32)
         if self.magnitude is not None:
-            lengths = column_lengths(self.base, self.a, b, dtype=x.dtype)
+            base = _layer(self.base, self.index)
+            lengths = column_lengths(base, self.a, b, dtype=x.dtype)
             y = y * (self.magnitude / lengths)
         return y.astype(dtype)
+
+    def changing(self) -> tuple:
+        """Returns what has a gradient."""
+        return self.a, self.b, self.magnitude
+
+    def layer(self, index: int, changing: tuple) -> LowRank:
+        """Returns the kernel of a layer of this stack."""
+        return LowRank(self.base, *changing, jnp.int32(index), self.scale)
 
 
 def merged(kernel: Frozen | LowRank, *, inputs: int) -> jax.Array:
@@ -96,32 +116,31 @@ def column_lengths(base: Base, a, b, *, dtype=jnp.float32) -> jax.Array:
     return jnp.sqrt(jnp.maximum(squares_O, jnp.finfo(jnp.float32).tiny))
 
 
-def frozen_product(x: jax.Array, base: Base, *, form: str) -> jax.Array:
+def frozen_product(
+    x: jax.Array, base: Base, index: jax.Array | None = None, *, form: str
+) -> jax.Array:
     """Returns x [..., I] times a base that has no gradient, float32 [..., O].
 
-    It takes operands of the type of x. Of few bits it is QLoRA's (Dettmers et al. 2023,
-    arXiv:2305.14314): the weights are widened for each product, and not kept.
+    `index` is the layer of a stacked base. The product takes operands of the type of x.
+    Of few bits it is QLoRA's (Dettmers et al. 2023, arXiv:2305.14314): the weights are
+    widened for each product, and not kept.
     """
-    return _frozen(form, jnp.dtype(x.dtype), x, base)
+    return _frozen(form, jnp.dtype(x.dtype), x, (base, index))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _frozen(form, dtype, x, base):
-    return _frozen_forward(form, dtype, x, base)[0]
+def _frozen(form, dtype, x, kernel):
+    return _frozen_forward(form, dtype, x, kernel)[0]
 
 
-def _frozen_forward(form, dtype, x, base):
-    weight, inputs = _operand(base, x.shape[-1], dtype)
+def _frozen_forward(form, dtype, x, kernel):
+    weight, inputs = _operand(kernel, x, dtype, shape=(x.shape[-1], -1))
     contract = ((x.ndim - 1,), (inputs,))
-    return kernels.product(x, weight, contract, jnp.float32, form), base
+    return kernels.product(x, weight, contract, jnp.float32, form), kernel
 
 
-def _frozen_backward(form, dtype, base, dy):
-    if isinstance(base, Prepared):
-        # Or the compiler finds the widened weights of both passes equal, and keeps one.
-        base, dy = lax.optimization_barrier((base, dy))
-    outputs = dy.shape[-1]
-    weight, inputs = _operand(base, -1, dtype, outputs=outputs)
+def _frozen_backward(form, dtype, kernel, dy):
+    weight, inputs = _operand(kernel, dy, dtype, shape=(-1, dy.shape[-1]))
     contract = ((dy.ndim - 1,), (1 - inputs,))
     dx = kernels.product(dy.astype(dtype), weight, contract, dtype, form)
     return dx, None
@@ -130,11 +149,31 @@ def _frozen_backward(form, dtype, base, dy):
 _frozen.defvjp(_frozen_forward, _frozen_backward)
 
 
-def _operand(base: Base, inputs: int, dtype, *, outputs: int = -1):
-    """Returns the base as a matrix in `dtype`, and which of its axes are inputs."""
+def _operand(kernel: tuple[Base, jax.Array | None], x, dtype, *, shape):
+    """Returns the base as a matrix in `dtype`, and which of its axes are inputs.
+
+    Where it is a copy, it is made when `x` is there and not before, for each pass anew:
+    or the compiler would find those of both passes equal, and keep them.
+    """
+    base, index = kernel
+    if index is not None:
+        # A layer's number that is known with x only: XLA's CPU compiler drops barriers.
+        first = x[(0,) * x.ndim]
+        base = _layer(base, index + (first != first).astype(index.dtype))
+    elif isinstance(base, Prepared):
+        base, _ = lax.optimization_barrier((base, x))
     if isinstance(base, Prepared):
         return widened(base, dtype), 1
-    return base.reshape(inputs, outputs).astype(dtype), 0
+    return base.reshape(shape).astype(dtype), 0
+
+
+def _layer(base: Base, index: jax.Array | None) -> Base:
+    """Returns a layer of a stacked base; the last one for an index past it."""
+    if index is None:
+        return base
+    return jax.tree.map(
+        lambda x: lax.dynamic_index_in_dim(x, index, keepdims=False), base
+    )
 
 
 def _matrix(base: Base, inputs: int, dtype) -> jax.Array:

@@ -21,13 +21,13 @@ import numpy as np
 from lmx.core.errors import DataError, UserError
 from lmx.core.model_schema import Architecture
 from lmx.core.schema import AdapterConfig
+from lmx.core.text_files import read_json
 from lmx.core.trees import flatten_with_names, nest
 from lmx.finetune.adapter import Adapter, Change
 from lmx.interop.hf_config import write_config
 from lmx.interop.hf_families import FAMILIES
 from lmx.interop.names import Layout
 from lmx.interop.safetensors_file import SINGLE, SafetensorsFile, write_safetensors
-from lmx.core.text_files import read_json
 from lmx.interop.weights import Piece, from_theirs, pieces, split_parts, to_theirs
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -38,13 +38,14 @@ PARTS = {
     ".lora_magnitude_vector": "magnitude",
 }
 # What does not change what a trained adapter computes, or is read by name.
-HARMLESS = frozenset(
-    """alpha_pattern auto_mapping base_model_name_or_path bias exclude_modules
-    fan_in_fan_out inference_mode init_lora_weights layers_pattern loftq_config
-    lora_alpha lora_dropout megatron_core peft_type peft_version qalora_group_size r
-    rank_pattern revision runtime_config target_modules task_type use_dora
-    use_rslora""".split()
-)
+HARMLESS = {
+    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias"),
+    *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights"),
+    *("layers_pattern", "loftq_config", "lora_alpha", "lora_dropout"),
+    *("megatron_core", "peft_type", "peft_version", "qalora_group_size", "r"),
+    *("rank_pattern", "revision", "runtime_config", "target_modules", "task_type"),
+    *("use_dora", "use_rslora"),
+}
 CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 

@@ -92,7 +92,8 @@ def _kernels(pattern: str, names: Sequence[str], linear: Sides) -> list[str]:
             else "it is no kernel"
         )
         raise UserError(
-            f"adapter.targets: {pattern!r} finds {(other or found)[0]}, which cannot be "
-            f"changed by a low rank ({why}); leave it out, or name it in adapter.train"
+            f"adapter.targets: {pattern!r} finds {(other or found)[0]}, which cannot "
+            f"be changed by a low rank ({why}); leave it out, or name it in "
+            "adapter.train"
         )
     return kernels

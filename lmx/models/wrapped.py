@@ -22,3 +22,20 @@ class Wrapped(Protocol):
     def product(self, x: jax.Array, *, form: str, dtype: Any) -> jax.Array:
         """Returns x [..., I] times the kernel, [..., O] in `dtype`."""
         ...
+
+
+@runtime_checkable
+class Layered(Wrapped, Protocol):
+    """A stack of kernels of which only some arrays have a gradient.
+
+    Its layers are taken one by one where the loop over layers is unrolled, without a
+    slice of what does not change: that would be a copy, kept for the backward pass.
+    """
+
+    def changing(self) -> Any:
+        """Returns what has a gradient, stacked on axis 0."""
+        ...
+
+    def layer(self, index: int, changing: Any) -> Wrapped:
+        """Returns the kernel of a layer, with its slice of what has a gradient."""
+        ...

@@ -83,9 +83,10 @@ def load_peft(
             f"{folder} is an adapter for {base or saved.base}, which cannot be opened "
             f"({error}); say where it is: base=…"
         ) from error
+    saved = saved._replace(base=str(base or saved.base))
     change = change_of(saved, found.model, found.family, where=folder)
     params = change.of(found.params, like=like)
-    model = dataclasses.replace(found.config.model, init_from=str(base or saved.base))
+    model = dataclasses.replace(found.config.model, init_from=saved.base)
     config = dataclasses.replace(
         found.config, model=model, adapter=change.adapter.config
     )

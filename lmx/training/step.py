@@ -19,12 +19,13 @@ from jax import lax
 from lmx.core.schema import OptimConfig
 from lmx.inputs.batch import Batch
 from lmx.training.guard import admit, select
-from lmx.training.objective import Objective
+from lmx.training.objective import Losses, Objective
 from lmx.training.optimizers import Optimizer, clip_by_norm
 from lmx.training.state import TrainState, update_average
 
 Reduce = Callable[[Any], Any]
 Join = Callable[[Any, Any], Any]
+Score = Callable[[Any, Batch], Losses]  # what an `Objective` is called as
 
 
 def train_step(
@@ -93,7 +94,7 @@ def train_step(
 
 
 def summed_gradient(
-    objective: Objective, params: Any, batch: Batch, *, pieces: int = 1
+    objective: Score, params: Any, batch: Batch, *, pieces: int = 1
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Returns d(Σ weight·loss)/d params and the sums {weight, value, metrics…}.
 

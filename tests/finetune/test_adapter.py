@@ -234,12 +234,17 @@ def test_no_gradient_of_a_frozen_kernel_is_computed():
 )
 def test_a_step_holds_no_second_copy_of_the_base(loop, quantize, dtype):
     config = AdapterConfig(method="lora", rank=2, quantize=quantize)
-    more = {"layer_loop": loop, "compute_dtype": dtype, "num_layers": 6}
-    program, frozen = compiled(config, rows=1, **more)
-    memory = program.memory_analysis()
-    whole = 6 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 384) * 2  # in bfloat16
-    assert memory.temp_size_in_bytes < whole / 2, (memory.temp_size_in_bytes, whole)
-    assert memory.alias_size_in_bytes >= frozen  # what comes in goes out, uncopied
+    more = {"layer_loop": loop, "compute_dtype": dtype, "rows": 1}
+    temporary = []
+    for layers in (2, 6):
+        program, frozen = compiled(config, num_layers=layers, **more)
+        memory = program.memory_analysis()
+        temporary.append(memory.temp_size_in_bytes)
+        assert memory.alias_size_in_bytes >= frozen  # what comes in goes out, uncopied
+    of_a_layer = (temporary[1] - temporary[0]) / 4
+    kernels = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 384
+    # Activations of 16 tokens. A copy would be 1 byte a weight or more on top of them.
+    assert of_a_layer < 1.5 * kernels
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))

@@ -188,7 +188,7 @@ def test_what_an_adapter_cannot_mean_is_refused_by_name(
 def test_an_adapter_for_another_base_is_refused_by_the_name_of_a_module(
     published, saved
 ):
-    with pytest.raises(DataError, match=r"q_proj.*has not"):
+    with pytest.raises(DataError, match=r"_proj, which its base .*gpt2.* has not"):
         lmx.load(saved, base=published["gpt2"])
 
 
