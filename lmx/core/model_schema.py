@@ -164,6 +164,11 @@ class ModelConfig:
     head: Literal["tied", "untied"] = knob(
         "tied", "Share the embedding with the output head, or give it its own matrix."
     )
+    reward_head: Literal["last"] | None = knob(
+        None,
+        "'last' weighs the final state of a text's last token to one number: what "
+        "objective.name='reward' trains, which sets it.",
+    )
     embedding_scale: float | None = knob(
         None, "Factor on embeddings where they enter the stream; None is 1."
     )

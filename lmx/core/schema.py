@@ -102,7 +102,42 @@ class DataConfig:
 class ObjectiveConfig:
     """What is minimised."""
 
-    name: Literal["next_token"] = knob("next_token", "The objective.")
+    name: Literal[
+        "next_token", "dpo", "ipo", "kto", "orpo", "simpo", "reward", "distill"
+    ] = knob(
+        "next_token",
+        "The objective; from 'dpo' to 'reward' they learn of preference pairs.",
+    )
+    beta: float | None = knob(
+        None,
+        "How much a preference counts beside staying near the start: β of 'dpo', 'kto' "
+        "and 'simpo', τ of 'ipo', λ of 'orpo'; None is 0.1, of 'simpo' 2.",
+    )
+    label_smoothing: float = knob(
+        0.0, "Share of pairs that 'dpo' takes to be labelled the wrong way round."
+    )
+    margin: float | None = knob(
+        None,
+        "By how much the chosen reward is to exceed the rejected one, of 'simpo' (γ) "
+        "and 'reward'; None is 1 of 'simpo' and else 0.",
+    )
+    teacher: str | None = knob(
+        None,
+        "The model that 'distill' learns from, named like model.init_from; it has the "
+        "same tokenizer.",
+    )
+    divergence: Literal["forward", "reverse"] = knob(
+        "forward",
+        "Of 'distill': KL(teacher ‖ model), which covers all that the teacher says, or "
+        "KL(model ‖ teacher), which says only what the teacher would.",
+    )
+    temperature: float = knob(1.0, "That 'distill' divides the logits of both by.")
+    top_k: int | None = knob(
+        None, "Best logits of the teacher that 'distill' takes; None is all of them."
+    )
+    label_weight: float = knob(
+        0.0, "Share of 'distill' that is the cross-entropy of the text itself."
+    )
     z_loss: float = knob(0.0, "Weight of log²Z, which keeps logits near zero.")
     load_balance_loss: float = knob(
         0.01, "Weight of the loss that spreads tokens over experts; 1 when even."

@@ -28,6 +28,7 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+REWARD_HEAD = "reward_head"  # the parameter that weighs final states, [D]
 UNROLLED_ON_CPU = 12  # deeper stacks compile too slowly for what unrolling gains
 
 
@@ -142,6 +143,15 @@ class Decoder(nn.Module):
             x_BLD = x_BLD + table("type_embedding", c.token_types, "token_type")[0]
         if c.head == "untied":
             table("head", c.vocab_size, "vocab")
+        if c.reward_head is not None:
+            parameter(
+                self,
+                REWARD_HEAD,
+                shape=(c.width,),
+                axes=("features",),
+                init=nn.initializers.zeros,
+                dtype=jnp.dtype(c.param_dtype),
+            )
         if c.embedding_norm is not None:
             norm = partial(make_norm, dtype=c.residual_dtype)
             x_BLD = norm(c.embedding_norm, c, name="embedding_norm")(x_BLD)

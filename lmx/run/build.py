@@ -23,6 +23,7 @@ from lmx.data.pipeline import Corpus, prepare
 from lmx.evaluate.compression import COMPRESSORS
 from lmx.finetune.adapter import Adapter, is_adapted
 from lmx.finetune.base import base_facts
+from lmx.finetune.objectives import OBJECTIVES
 from lmx.models.block import MIXERS
 from lmx.models.decoder import Decoder, abstract_params
 from lmx.models.kernels import micro_batches, select_form
@@ -35,7 +36,7 @@ from lmx.run.start import start_params
 from lmx.training.checkpoints import Checkpoints
 from lmx.training.losses import vocabulary_pieces
 from lmx.training.metrics import WRITERS
-from lmx.training.objective import OBJECTIVES, Objective, check_groups
+from lmx.training.objective import Objective, check_groups
 from lmx.training.optimizers import Optimizer, make_optimizer
 from lmx.training.state import (
     TrainState,

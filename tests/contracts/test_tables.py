@@ -6,12 +6,12 @@ import pytest
 
 from lmx.core.config import fields
 from lmx.evaluate.compression import COMPRESSORS
+from lmx.finetune.objectives import OBJECTIVES
 from lmx.inputs.tokenizers import KINDS
 from lmx.models.mlp import MLPS
 from lmx.models.norms import NORMS
 from lmx.parallel.rules import RULES
 from lmx.training.metrics import WRITERS
-from lmx.training.objective import OBJECTIVES
 from lmx.training.optimizers import OPTIMIZERS
 from lmx.training.schedules import SCHEDULES
 
