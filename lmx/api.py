@@ -22,6 +22,8 @@ from lmx.generate.text import complete, stream
 from lmx.generate.weights import QUANTIZED, Quantize
 from lmx.inputs.chat import ChatTemplate
 from lmx.inputs.chat_tokens import encode_chat
+from lmx.inputs.example import complete as complete_example
+from lmx.inputs.example import converse
 from lmx.inputs.tokenizers import Tokenizer
 from lmx.interop.weights import Watch, unwatched
 from lmx.models.checks import check_causal
@@ -128,6 +130,10 @@ class LanguageModel:
         A message that spells a special token stays text.
         """
         check_causal(self.model, "a reply")
+        return encode_chat(self._chat_template(), self.tokenizer, messages)
+
+    def _chat_template(self) -> ChatTemplate:
+        """Returns the template; raises a `UserError` where there is none."""
         if self.chat_template is None:
             raise UserError(
                 "this model has no chat template; import one that was tuned to chat, "
@@ -140,7 +146,7 @@ class LanguageModel:
                 bos_token=tokenizer.token(tokenizer.bos_id) or "",
                 eos_token=tokenizer.token(tokenizer.eos_id) or "",
             )
-        return encode_chat(self._template, self.tokenizer, messages)
+        return self._template
 
     def logprobs(self, text: str, *, prompt: str = "") -> np.ndarray:
         """Returns float32 [L]: log p of each token of `text` after those before it.
@@ -182,6 +188,34 @@ class LanguageModel:
             )
         ]
         return embed(self.model, self.params, rows, pooling=pooling)
+
+    def reward(
+        self, replies: Sequence[str | Sequence[Mapping[str, Any]]], *, prompt: str = ""
+    ) -> np.ndarray:
+        """Returns float32 [n]: how good a reward model finds each reply to `prompt`.
+
+        A reply is a text that follows the prompt, or a conversation, which has its
+        prompt in it and needs a chat template; it is read as pairs were in training.
+
+        Raises:
+          UserError: this is no reward model, or it was never trained; a reply is empty,
+            or longer than the context.
+        """
+        from lmx.finetune.reward import rewards
+
+        if isinstance(replies, str):
+            raise UserError("replies is one text; give a list of them: [text]")
+        return rewards(
+            self.model, self.params, [self._read(r, prompt) for r in replies]
+        )
+
+    def _read(
+        self, reply: str | Sequence[Mapping[str, Any]], prompt: str
+    ) -> Sequence[int]:
+        """Returns the ids that a reward model reads: all but the last, its end."""
+        if isinstance(reply, str):
+            return complete_example(self.tokenizer, prompt, reply).ids[:-1]
+        return converse(self.tokenizer, self._chat_template(), reply).ids[:-1]
 
     def save(
         self,

@@ -26,20 +26,19 @@ class Perplexity(NamedTuple):
 
 def row_sums(
     score: Callable[[Any, Any], dict], params: Any, batches: Iterable[Any]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns Σ nats and Σ tokens of each row of the batches in turn, float64 [R].
+) -> dict[str, np.ndarray]:
+    """Returns the sums over each row of the batches in turn, float64 [R] by name.
 
-    `score` is the compiled `(params, batch) → {"loss": Σ nats, "weight": Σ tokens}`,
-    with sums over each row.
+    `score` is the compiled `(params, batch) → {"weight": Σ, "loss": Σ, …}`, where the
+    weight is the number of tokens, or of pairs.
     """
     # Sums stay on the device until the end: nothing waits between batches.
     sums = [score(params, batch) for batch in batches]
     fetched = jax.device_get(sums)
-    nats, tokens = (
-        np.concatenate([np.asarray(s[name], np.float64) for s in fetched])
-        for name in ("loss", "weight")
-    )
-    return nats, tokens
+    return {
+        name: np.concatenate([np.asarray(s[name], np.float64) for s in fetched])
+        for name in fetched[0]
+    }
 
 
 def perplexity(

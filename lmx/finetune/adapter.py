@@ -203,10 +203,8 @@ class Adapter:
         """Returns the tree with a wrapped kernel for each table of its arrays."""
         if not isinstance(tree, Mapping):
             return tree
-        if path in self.targets:
-            return LowRank(**tree, scale=self.scale)
-        if path in self._wrapped:
-            return Frozen(**tree)
+        if path in self._wrapped:  # without its change, a target is as it was
+            return LowRank(**tree, scale=self.scale) if "a" in tree else Frozen(**tree)
         start = f"{path}/" if path else ""
         return {name: self._wrap(x, f"{start}{name}") for name, x in tree.items()}
 

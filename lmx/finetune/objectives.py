@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lmx.finetune.distill import Distill
 from lmx.finetune.preferences import Dpo, Ipo, Kto, Orpo, Simpo
 from lmx.finetune.reward import Reward
 from lmx.training.objective import NextToken
@@ -16,4 +17,5 @@ OBJECTIVES: dict[str, Any] = {
     "orpo": Orpo,
     "simpo": Simpo,
     "reward": Reward,
+    "distill": Distill,
 }

@@ -24,6 +24,7 @@ from lmx.evaluate.compression import COMPRESSORS
 from lmx.finetune.adapter import Adapter, is_adapted
 from lmx.finetune.base import base_facts
 from lmx.finetune.objectives import OBJECTIVES
+from lmx.finetune.parts import Parts
 from lmx.models.block import MIXERS
 from lmx.models.decoder import Decoder, abstract_params
 from lmx.models.kernels import micro_batches, select_form
@@ -32,15 +33,15 @@ from lmx.models.sizes import resolve
 from lmx.parallel.mesh import make_mesh
 from lmx.parallel.partition import Partition
 from lmx.parallel.rules import RULES
-from lmx.run.start import start_params
+from lmx.run.start import start_params, teacher_of, teacher_params
 from lmx.training.checkpoints import Checkpoints
 from lmx.training.losses import vocabulary_pieces
 from lmx.training.metrics import WRITERS
-from lmx.training.objective import Objective, check_groups
+from lmx.training.objective import Objective, check_groups, check_options
 from lmx.training.optimizers import Optimizer, make_optimizer
 from lmx.training.state import (
     TrainState,
-    init_state,
+    init_params,
     saved,
     state_of,
     weights_to_use,
@@ -56,7 +57,11 @@ class Experiment:
       abstract_state: shapes, dtypes and shardings of the state.
       abstract_params: those of the whole model, which parts into what trains and what
         does not where there is an `adapter`.
-      base: which model an adapter changes, as its checkpoints remember it.
+      parts: how what trains and what does not make what the objective takes.
+      base: which model an adapter changes, or preferences are compared with, as
+        checkpoints remember it.
+      teacher: shapes, dtypes and shardings of the parameters of a teacher.
+      teacher_base: which model that is.
     """
 
     config: ExperimentConfig
@@ -67,8 +72,15 @@ class Experiment:
     optimizer: Optimizer
     abstract_state: TrainState
     abstract_params: Any
-    adapter: Adapter | None = None
+    parts: Parts
     base: Mapping[str, Any] | None = None
+    teacher: Any = None
+    teacher_base: Mapping[str, Any] | None = None
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """What of the model trains; None is all."""
+        return self.parts.adapter
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -80,6 +92,7 @@ class Experiment:
             "tokenizer": self.corpus.tokenizer.fingerprint,
             "data": self.corpus.digest,
             **({} if self.base is None else {"base": self.base}),
+            **({} if self.teacher_base is None else {"teacher": self.teacher_base}),
         }
 
     @property
@@ -99,40 +112,43 @@ class Experiment:
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         key = jax.random.key(self.config.seed)
         params = start_params(self.config, self.abstract_params, self.base)
+        begin = partial(first_state, self.parts, self.optimizer, self.config.optim)
         if params is None:
-            make = partial(
-                init_state,
-                decoder=Decoder(self.model),
-                optimizer=self.optimizer,
-                config=self.config.optim,
-            )
-            return self.partition.jit(make, out=shardings)(key)
-        begin = partial(first_state, self.adapter, self.optimizer, self.config.optim)
-        return self.partition.jit(begin, out=shardings)(key, params)
+
+            def make(key, teacher):
+                return begin(key, init_params(key, Decoder(self.model)), teacher)
+
+            return self.partition.jit(make, out=shardings)(key, self._taught())
+        return self.partition.jit(begin, out=shardings)(key, params, self._taught())
 
     def restore(self, checkpoints: Checkpoints, step: int) -> TrainState:
         """Returns the state of a checkpoint, with the weights that it does not hold."""
         state = checkpoints.restore(step, saved(self.abstract_state))
-        if self.adapter is None:
+        if self.abstract_state.frozen is None:
             return state
-        params = start_params(self.config, self.abstract_params, self.base)
+        params = None
+        if self.base is not None:
+            params = start_params(self.config, self.abstract_params, self.base)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state.frozen)
-        make = self.partition.jit(self.adapter.frozen, out=shardings)
-        return dataclasses.replace(state, frozen=make(params))
+        make = self.partition.jit(self.parts.frozen, out=shardings)
+        return dataclasses.replace(state, frozen=make(params, self._taught()))
+
+    def _taught(self) -> Any:
+        """Returns the parameters of the teacher, None where there is none."""
+        if self.teacher is None:
+            return None
+        return teacher_params(self.config, self.teacher, self.teacher_base)
 
     def joined(self, state: TrainState) -> Any:
         """Returns the parameters to evaluate, as the objective takes them."""
-        return self._join(weights_to_use(state), state.frozen)
+        return self.parts.join(weights_to_use(state), state.frozen)
 
     def merged(self, state: TrainState) -> Any:
         """Returns the parameters to write text with: plain arrays."""
         params = weights_to_use(state)
         if self.adapter is None:
             return params
-        return self.partition.jit(self.adapter.merge)(params, state.frozen)
-
-    def _join(self, params: Any, frozen: Any) -> Any:
-        return params if self.adapter is None else self.adapter.join(params, frozen)
+        return self.partition.jit(self.parts.merge)(params, state.frozen)
 
     def step_function(self) -> Callable:
         """Returns the training step to call: jit over the mesh, or pmap."""
@@ -143,7 +159,7 @@ class Experiment:
             objective=self.objective,
             optimizer=self.optimizer,
             config=optim,
-            join=self._join,
+            join=self.parts.join,
         )
         if self.config.parallel.step == "pmap":
             return _pmapped(step)
@@ -155,7 +171,8 @@ class Experiment:
     @functools.cached_property
     def eval_function(self) -> Callable:
         """The compiled `(params, batch) → sums of each row`."""
-        objective = make_objective(self.config, dropless(self.model))
+        taught = teacher_of(self.config, self.corpus.tokenizer)
+        objective = make_objective(self.config, dropless(self.model), taught)
         step = partial(eval_step, objective=objective)
         return self.partition.jit(step, out=self.partition.replicated)
 
@@ -181,13 +198,14 @@ def build(
     )
     model = architecture(config, corpus.tokenizer.vocab_size)
     config = dataclasses.replace(config, model=model)
-    objective = make_objective(config, model)
-    groups = {source.name: source.train.group for source in corpus.sources}
-    check_groups(objective, groups, name=config.objective.name)
+    taught = teacher_of(config, corpus.tokenizer)
+    objective = make_objective(config, model, taught)
+    check_corpus(objective, corpus, name=config.objective.name)
     if model.attention == "prefix":
         check_prompts(corpus)
     partition = Partition(mesh, pick(RULES, config.parallel.rules, "rules"))
     adapter = Adapter(config.adapter, model) if is_adapted(config.adapter) else None
+    parts = Parts(adapter, objective.against)
     boxed = whole = abstract_params(model)
     if adapter is not None:
         partition.check(boxed, partition.batch_parts)
@@ -195,9 +213,18 @@ def build(
     pieces = config.optim.accumulate_steps or 1
     partition.check(boxed, config.data.batch_size // pieces)
     vocabulary_pieces(model.vocab_size, config.objective.vocab_chunks)
-    begin = partial(first_state, adapter, optimizer, config.optim)
-    params = nn.meta.unbox(whole)
-    state = jax.eval_shape(begin, jax.random.key(0), params)
+    begin = partial(first_state, parts, optimizer, config.optim)
+    params = placed(partition, nn.meta.unbox(whole), whole)
+    teacher = None
+    if taught is not None:
+        boxed_teacher = abstract_params(taught)
+        teacher = placed(partition, nn.meta.unbox(boxed_teacher), boxed_teacher)
+    state = jax.eval_shape(begin, jax.random.key(0), params, teacher)
+    state = placed(partition, state, boxed)
+    if teacher is not None:
+        state = dataclasses.replace(
+            state, frozen={**state.frozen, "reference": teacher}
+        )
     return Experiment(
         config=config,
         model=model,
@@ -205,36 +232,54 @@ def build(
         partition=partition,
         objective=objective,
         optimizer=optimizer,
-        abstract_state=placed(state, partition.state_shardings(state, boxed)),
-        abstract_params=placed(params, partition.state_shardings(params, whole)),
-        adapter=adapter,
-        base=None if adapter is None else base_facts(str(config.model.init_from)),
+        abstract_state=state,
+        abstract_params=params,
+        parts=parts,
+        base=base_facts(str(config.model.init_from)) if parts.need_start else None,
+        teacher=teacher,
+        teacher_base=teacher and base_facts(str(config.objective.teacher)),
     )
+
+
+def check_corpus(objective: Objective, corpus: Corpus, *, name: str) -> None:
+    """Raises a `UserError` for examples or rows that nothing can be learned of."""
+    groups = {source.name: source.train.group for source in corpus.sources}
+    check_groups(objective, groups, name=name)
+    pairs = sum(s.train.num_documents // 2 for s in corpus.sources)
+    rows = corpus.train_batches().rows
+    if name == "kto" and len(rows) >= pairs - rows.waste.left_out:
+        raise UserError(
+            "objective.name='kto' takes completions of other prompts in a row as its "
+            f"baseline, and each row of {corpus.context_length} has a single pair; "
+            "raise model.context_length, or choose 'dpo'"
+        )
 
 
 def first_state(
-    adapter: Adapter | None, optimizer: Optimizer, config: OptimConfig, key, params
+    parts: Parts, optimizer: Optimizer, config: OptimConfig, key, params, teacher
 ) -> TrainState:
     """Returns the state that starts from `params`; `key` draws what they lack."""
-    if adapter is None:
-        return state_of(params, optimizer, config)
-    trained, frozen = adapter.params(key, params), adapter.frozen(params)
+    trained, frozen = parts.trained(key, params), parts.frozen(params, teacher)
     return state_of(trained, optimizer, config, frozen=frozen)
 
 
-def placed(shapes: Any, shardings: Any) -> Any:
-    """Returns abstract values with their shardings."""
+def placed(partition: Partition, shapes: Any, boxed: Any) -> Any:
+    """Returns abstract values with the shardings of the parameters they mirror."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
-        shardings,
+        partition.state_shardings(shapes, boxed),
     )
 
 
-def make_objective(config: ExperimentConfig, model: Architecture) -> Objective:
-    """Returns what `config` minimises, of `model`."""
+def make_objective(
+    config: ExperimentConfig, model: Architecture, teacher: Architecture | None
+) -> Objective:
+    """Returns what `config` minimises, of `model` and where it has one its teacher."""
     make = pick(OBJECTIVES, config.objective.name, "objective")
-    return make(model, config.objective)
+    check_options(make, config.objective)
+    others = () if teacher is None else (teacher,)
+    return make(model, config.objective, *others)
 
 
 def check_prompts(corpus: Corpus) -> None:

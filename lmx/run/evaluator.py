@@ -1,4 +1,4 @@
-"""Validation loss and bits per byte, of the whole split and of each source."""
+"""Validation loss and what else an objective tells, of the split and each source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def evaluator(experiment, *, final: bool = False) -> Callable[[Any], dict[str, f
     """Returns state → validation metrics; `final` takes the batches of the end.
 
     Tags are `eval/validation/…`, and `eval/<source>/…` where there are several; a
-    source of which no row is in the sample is left out.
+    source of which no row is in the sample is left out. Where a loss is that of a token
+    there are bits per byte; that of a pair has none.
     """
     from lmx.evaluate.perplexity import perplexity, row_sums
 
@@ -25,7 +26,8 @@ def evaluator(experiment, *, final: bool = False) -> Callable[[Any], dict[str, f
     def evaluate(state) -> dict[str, float]:
         batches = (experiment.partition.place_batch(rows.batch(part)) for part in ids)
         score, params = experiment.eval_function, experiment.joined(state)
-        nats, tokens = row_sums(score, params, batches)
+        sums = row_sums(score, params, batches)
+        weights = sums.pop("weight")
         sets = {"validation": (sources >= 0, splits)}
         if len(splits) > 1:
             sets |= {
@@ -34,11 +36,16 @@ def evaluator(experiment, *, final: bool = False) -> Callable[[Any], dict[str, f
             }
         found: dict[str, float] = {}
         for name, (mine, stores) in sets.items():
-            if not tokens[mine].any():
+            total = weights[mine].sum()
+            if not total:
+                continue
+            for metric, values in sums.items():
+                found[f"eval/{name}/{metric}"] = float(values[mine].sum() / total)
+            if experiment.objective.group > 1:
                 continue
             result = perplexity(
-                nats[mine],
-                tokens[mine],
+                sums["loss"][mine],
+                weights[mine],
                 bytes_per_target=sum(store.source_bytes for store in stores)
                 / sum(store.num_targets for store in stores),
             )

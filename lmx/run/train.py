@@ -265,17 +265,31 @@ def check_data(experiment, facts: Mapping[str, Any]) -> None:
 
 
 def on_its_base(experiment, facts: Mapping[str, Any], folder: Path):
-    """Returns the experiment on the base that a checkpoint was trained on.
+    """Returns the experiment beside the models that a checkpoint was trained beside.
 
-    A run that was the base may have gone on since: the step that was taken is meant.
-    Raises a `DataError` if its weights are no longer those.
+    They are what an adapter changes, what preferences are compared with, a teacher. A
+    run that was one may have gone on since: the step that was taken is meant. Raises a
+    `DataError` if its weights are no longer those.
     """
-    from lmx.finetune.base import check_base
+    from lmx.finetune.base import base_facts, check_base
 
-    if experiment.adapter is None:
-        return experiment
-    check_base(experiment.config.model.init_from, facts["base"], where=folder)
-    return dataclasses.replace(experiment, base=facts["base"])
+    config = experiment.config
+    if experiment.adapter is not None:
+        check_base(config.model.init_from, facts["base"], where=folder)
+    for name, key in (
+        (config.model.init_from, "base"),
+        (config.objective.teacher, "teacher"),
+    ):
+        if key in facts and name is not None:
+            found = base_facts(name, step=facts[key]["step"])
+            if found["digest"] != facts[key]["digest"]:
+                raise DataError(
+                    f"{folder} was trained beside {name}, whose weights have changed "
+                    "since; restore them, or choose another --workdir"
+                )
+    return dataclasses.replace(
+        experiment, base=facts.get("base"), teacher_base=facts.get("teacher")
+    )
 
 
 def describe(experiment, say: Say) -> None:

@@ -68,6 +68,8 @@ def format_fields(values: Mapping[str, float]) -> dict[str, str]:
     fields = {}
     if "train/loss" in values:
         fields["loss"] = f"loss {values['train/loss']:.3f}"
+    if "train/accuracy" in values:  # of preference pairs
+        fields["accuracy"] = f"right {values['train/accuracy']:.0%}"
     for tag, value in values.items():
         group, *middle, last = tag.split("/")
         if group == "eval" and last == "loss" and middle:

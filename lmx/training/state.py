@@ -37,13 +37,17 @@ class TrainState:
     frozen: Any = None
 
 
+def init_params(rng: jax.Array, decoder: nn.Module) -> Any:
+    """Returns initial weights, which `rng` decides."""
+    tokens = jnp.zeros((1, min(8, decoder.config.context_length)), jnp.int32)
+    return nn.meta.unbox(decoder.init(rng, tokens)["params"])
+
+
 def init_state(
     rng: jax.Array, decoder: nn.Module, optimizer: Optimizer, config: OptimConfig
 ) -> TrainState:
     """Returns the state before the first step; `rng` decides the initial weights."""
-    tokens = jnp.zeros((1, min(8, decoder.config.context_length)), jnp.int32)
-    params = nn.meta.unbox(decoder.init(rng, tokens)["params"])
-    return state_of(params, optimizer, config)
+    return state_of(init_params(rng, decoder), optimizer, config)
 
 
 def state_of(

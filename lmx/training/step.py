@@ -51,9 +51,9 @@ def train_step(
 
     def mean_gradient(params):
         grads, sums = all_reduce(summed_gradient(whole, params, batch, pieces=pieces))
-        tokens = sums.pop("weight")
-        weight = jnp.where(tokens > 0, tokens, 1.0)  # weights may be any small numbers
-        means = {name: total / weight for name, total in sums.items()}
+        total, tokens = sums.pop("weight"), sums.pop("tokens")
+        weight = jnp.where(total > 0, total, 1.0)  # weights may be any small numbers
+        means = {name: summed / weight for name, summed in sums.items()}
         return jax.tree.map(lambda g: g / weight, grads), {**means, "tokens": tokens}
 
     grads, metrics = mean_gradient(state.params)
@@ -96,7 +96,9 @@ def train_step(
 def summed_gradient(
     objective: Score, params: Any, batch: Batch, *, pieces: int = 1
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Returns d(Σ weight·loss)/d params and the sums {weight, value, metrics…}.
+    """Returns d(Σ weight·loss)/d params and the sums.
+
+    These are {weight, value, metrics…}, and tokens, of the weights of the batch.
 
     The batch is cut into `pieces` micro-batches, each with every `pieces`-th row, so
     that no row leaves its device; only one micro-batch's activations exist at a time.
@@ -106,7 +108,9 @@ def summed_gradient(
         losses = objective(params, rows)
         value = jnp.sum(losses.values * losses.weights)
         sums = {k: jnp.sum(v * losses.weights) for k, v in losses.metrics.items()}
-        return value, {**sums, "value": value, "weight": jnp.sum(losses.weights)}
+        counts = {"weight": losses.weights, "tokens": rows.loss_weights}
+        counts = {name: jnp.sum(x) for name, x in counts.items()}
+        return value, {**sums, "value": value, **counts}
 
     def gradient(params, rows):
         grads, sums = jax.grad(loss, has_aux=True)(params, rows)

@@ -15,13 +15,13 @@ from lmx.evaluate.syntax import first_function, parses
 
 def test_perplexity_is_the_mean_over_tokens_not_over_batches_or_rows():
     batches = [np.array([[1.0, 2.0], [3.0, 0.0]]), np.array([[6.0, 0.0]])]
-    nats, tokens = row_sums(
+    sums = row_sums(
         lambda params, b: {"loss": b.sum(1) * params, "weight": (b > 0).sum(1)},
         2.0,
         batches,
     )
-    assert nats.tolist() == [6, 6, 12]
-    result = perplexity(nats, tokens, bytes_per_target=4.0)
+    assert sums["loss"].tolist() == [6, 6, 12]
+    result = perplexity(sums["loss"], sums["weight"], bytes_per_target=4.0)
     assert result.loss == pytest.approx(2 * 12 / 4)
     assert result.bits_per_byte == pytest.approx(6 / math.log(2) / 4)
     assert result.tokens == 4
