@@ -24,6 +24,7 @@ COMMANDS = {
     "import": ("lmx.run.import_command", "make a workdir of a published model"),
     "chat": ("lmx.run.chat_command", "talk to a model"),
     "embed": ("lmx.run.embed_command", "turn texts into vectors"),
+    "merge": ("lmx.run.merge_command", "average or merge models of one shape"),
     "export": ("lmx.run.export_command", "write a model for transformers or llama.cpp"),
     "data": ("lmx.run.data_command", "build, show and trace what training reads"),
     "tokenizer": ("lmx.run.tokenizer_command", "train tokenizers and compare them"),

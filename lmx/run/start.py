@@ -152,8 +152,8 @@ def teacher_of(config: ExperimentConfig, tokenizer: Tokenizer) -> Architecture |
         raise DataError(
             f"objective.teacher={name} has another tokenizer "
             f"({words.fingerprint[:12]}) than this model "
-            f"({tokenizer.fingerprint[:12]}): its distributions are over other tokens; set "
-            f"data.tokenizer={name}/tokenizer, or learn from its text (lmx generate)"
+            f"({tokenizer.fingerprint[:12]}): its distributions are over other tokens; "
+            f"set data.tokenizer={name}/tokenizer, or learn from its text: lmx generate"
         )
     shape = in_shape_of(source, config.model, name)
     shape = dataclasses.replace(shape, attention=source.attention)

@@ -82,7 +82,10 @@ class ArrayStore:
                 )
                 for name, leaf in leaves.items()
             }
-            args[item] = self._ocp.args.PyTreeRestore(item=leaves, restore_args=how)
+            # Some leaves may be asked for without the others of their item.
+            args[item] = self._ocp.args.PyTreeRestore(
+                item=leaves, restore_args=how, partial_restore=True
+            )
         found = self._checkpointer.restore(path, args=self._ocp.args.Composite(**args))
         return {name: leaf for item in args for name, leaf in dict(found[item]).items()}
 

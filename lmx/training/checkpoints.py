@@ -185,17 +185,8 @@ class Checkpoints:
           CheckpointError: the step is missing or damaged, has no such weights, or
             they have other names or shapes.
         """
-        self._folders.manifest(step)
+        prefix = self._prefix(step, weights)
         shapes = self._opened().shapes(self._folders[step])
-        items = {item_of(name) for name in shapes}
-        prefix = weights
-        if weights == "auto":
-            prefix = "ema" if "ema" in items else "params"
-        if prefix not in items:
-            raise CheckpointError(
-                f"checkpoint {step} in {self._folders.path} holds no {prefix!r}; it "
-                f"holds {sorted(items)}"
-            )
         wanted = {f"{prefix}/{name}": x for name, x in flatten_with_names(like or {})}
         saved = {name: shapes[name][0] for name in shapes if item_of(name) == prefix}
         if wanted and saved != {name: tuple(x.shape) for name, x in wanted.items()}:
@@ -205,6 +196,21 @@ class Checkpoints:
             )
         found = self._read(step, saved.__contains__, wanted)
         return dict(nest(found)[prefix])
+
+    def param_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        """Returns the shape of each parameter that `restore_params` gives, by name."""
+        prefix = self._prefix(step, "auto") + "/"
+        shapes = self._opened().shapes(self._folders[step])
+        return {
+            name.removeprefix(prefix): shape
+            for name, (shape, _) in shapes.items()
+            if name.startswith(prefix)
+        }
+
+    def read_param(self, step: int, name: str) -> Any:
+        """Returns one parameter that `restore_params` gives; no other is read."""
+        whole = f"{self._prefix(step, 'auto')}/{name}"
+        return self._read(step, whole.__eq__)[whole]
 
     # Writing.
 
@@ -288,6 +294,21 @@ class Checkpoints:
         return None if self._safe_since is None else time.monotonic() - self._safe_since
 
     # Inside.
+
+    def _prefix(self, step: int, weights: Literal["auto", "params", "ema"]) -> str:
+        """Returns which parameters of a step are meant; raises a `CheckpointError`."""
+        self._folders.manifest(step)
+        shapes = self._opened().shapes(self._folders[step])
+        items = {item_of(name) for name in shapes}
+        prefix: str = weights
+        if weights == "auto":
+            prefix = "ema" if "ema" in items else "params"
+        if prefix not in items:
+            raise CheckpointError(
+                f"checkpoint {step} in {self._folders.path} holds no {prefix!r}; it "
+                f"holds {sorted(items)}"
+            )
+        return prefix
 
     def _opened(self) -> ArrayStore:
         self._store = self._store or ArrayStore()

@@ -1,4 +1,4 @@
-"""A small trained model, and a store of pairs in its tokens, that runs here start from."""
+"""A small trained model, and a store of pairs in its tokens, to start from."""
 
 from __future__ import annotations
 

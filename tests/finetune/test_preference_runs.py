@@ -103,7 +103,11 @@ def test_others_take_steps_with_a_start_and_without(name, pair_config, tmp_path)
     ("name", "change", "said"),
     [
         ("dpo", {"model.init_from": None}, "model.init_from names none; .*'orpo'"),
-        ("kto", {"model.context_length": 17}, "single pair; raise model.context_length"),
+        (
+            "kto",
+            {"model.context_length": 17},
+            "single pair; raise model.context_length",
+        ),
         ("dpo", {"objective.beta": 0.0}, "objective.beta=0.0 must be above 0"),
         ("dpo", {"objective.top_k": 3}, "objective.top_k=3 is not read by"),
         ("distill", {}, "needs objective.teacher"),
