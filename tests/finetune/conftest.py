@@ -13,7 +13,13 @@ from lmx.inputs.tokenizers import Tokenizer
 from lmx.run.train import train
 
 
-def small_config(path, *, context_length=48, steps=8):
+@pytest.fixture(scope="session")
+def small_config():
+    """Returns a config of a small model on a path."""
+    return make_config
+
+
+def make_config(path, *, context_length=48, steps=8):
     config = lmx.default_config()
     config.model.width, config.model.num_layers = 16, 1
     config.model.num_heads = config.model.num_kv_heads = 2
@@ -47,7 +53,7 @@ def words(tmp_path_factory):
 def base(words, tmp_path_factory):
     """The workdir of a model."""
     workdir = tmp_path_factory.mktemp("base") / "run"
-    train(freeze(small_config(words)), workdir, say=lambda text: None)
+    train(freeze(make_config(words)), workdir, say=lambda text: None)
     return workdir
 
 
@@ -81,7 +87,7 @@ def pair_config(base, pairs):
     """Returns a config of an objective on pairs, from the small model."""
 
     def make(name, **options):
-        config = small_config(pairs, **options)
+        config = make_config(pairs, **options)
         config.model.init_from = str(base)
         config.data.packing = "best_fit"
         config.objective.name = name

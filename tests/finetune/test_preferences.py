@@ -225,7 +225,7 @@ def alone(name, config):
     return value, back(jnp.asarray(slopes, jnp.float32))[0]
 
 
-@pytest.mark.parametrize("name", PREFERENCES)
+@pytest.mark.parametrize("name", ["dpo", "orpo", "kto"])  # sums, means, a baseline
 def test_packed_and_accumulated_pairs_are_those_alone(name):
     config = ObjectiveConfig(name=name, vocab_chunks=3)
     objective = OBJECTIVES[name](MODEL, config)
