@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from lmx.api import load
-from lmx.core.config import freeze
+from lmx.core.config import freeze, load_experiment
 from lmx.core.errors import DataError, UserError
 from lmx.core.trees import flatten_with_names
 from lmx.finetune.objectives import OBJECTIVES
@@ -139,3 +140,21 @@ def test_a_reference_that_changed_is_named(pair_config, base, tmp_path):
     config.steps = 10
     with pytest.raises(DataError, match=r"trained beside .*base, whose weights have"):
         train(freeze(config), tmp_path / "run", say=quiet)
+
+
+RECIPES = Path(__file__).parents[2] / "experiments/finetune"
+
+
+@pytest.mark.parametrize("name", ["dpo", "reward", "distill"])
+def test_recipes_take_smoke_steps(name, base, pairs, words, tmp_path):
+    config = load_experiment(f"{RECIPES / name}.py:smoke")
+    if name == "distill":
+        config.data.path, config.data.tokenizer = str(words), "byte"
+        config.objective.teacher = str(base)
+    else:
+        config.data.path, config.model.init_from = str(pairs), str(base)
+        config.adapter.rank = 2
+    config.steps = 3
+    summary = train(freeze(config), tmp_path / "run", say=quiet)
+    assert summary["step"] == 3
+    assert summary["skipped_steps"] == 0
