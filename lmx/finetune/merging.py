@@ -23,8 +23,8 @@ Method = Callable[..., np.ndarray]
 
 def uniform(leaves: Leaves, *, weights: Sequence[float]) -> np.ndarray:
     """Returns the weighted mean: model soups (Wortsman et al. 2022, 2203.05482)."""
-    total = sum(weights)
-    return sum(w / total * x for w, x in zip(weights, leaves, strict=True))
+    shares = np.asarray(weights, np.float64) / sum(weights)
+    return np.einsum("m,m...->...", shares, np.stack(leaves))
 
 
 def ema(leaves: Leaves, *, decay: float) -> np.ndarray:

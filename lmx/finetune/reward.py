@@ -37,6 +37,11 @@ class Reward:
 
     def __init__(self, model: Architecture, config: ObjectiveConfig):
         check_causal(model, "objective.name='reward'")
+        if model.attention != "causal":
+            raise UserError(
+                f"model.attention={model.attention!r} ends a prompt where a loss "
+                "begins, which a text to be rewarded does not tell; set it to 'causal'"
+            )
         self.config = config
         self.decoder = Decoder(model)
 
