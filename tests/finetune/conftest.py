@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import lmx
-from lmx.core.config import freeze
-from lmx.data.built import Content, create
-from lmx.inputs.preference import PREFERENCE
-from lmx.inputs.tokenizers import Tokenizer
+from lmx.core.config import freeze, load_experiment
+from lmx.curate.build import build
+from lmx.curate.config import build_config
+from lmx.curate.runner import Processes
 from lmx.run.train import train
+
+RECIPE = Path(__file__).parents[2] / "experiments/data/preferences.py"
 
 
 @pytest.fixture(scope="session")
@@ -60,26 +65,23 @@ def base(words, tmp_path_factory):
 @pytest.fixture(scope="session")
 def pairs(base, tmp_path_factory):
     """A store of pairs, of which the better one has a 'z'."""
-    tokenizer = Tokenizer.load(base / "tokenizer")
-    encode = PREFERENCE.encoder(tokenizer, None)
+    folder = tmp_path_factory.mktemp("pairs")
     rng = np.random.default_rng(1)
-
-    def documents(count):
-        for i in range(count):
-            a, b = rng.choice(list("abcdef"), 2)
-            record = {"prompt": f"{a}{b}?", "chosen": f" {a}z", "rejected": f" {b}x"}
-            for example in encode(record):
-                yield f"{i}", "", example
-
-    folder = tmp_path_factory.mktemp("pairs") / "store"
-    create(
-        folder,
-        tokenizer,
-        sources={"pairs": Content("CC0", ("train",), documents(40), documents(8), 2)},
-        config={},
-        card=lambda counts: ({}, ""),
+    with open(folder / "pairs.jsonl", "w") as file:
+        for _ in range(48):
+            a, b, c = rng.choice(list("abcdefghijkl"), 3)
+            sides = {"chosen": f" {a}z", "rejected": f" {b}x"}
+            file.write(json.dumps({"prompt": f"{a}{b}{c}?", **sides}) + "\n")
+    config = load_experiment(f"{RECIPE}:{folder / 'pairs.jsonl'}")
+    config.tokenizer = str(base / "tokenizer")
+    config.validation_fraction = 0.2
+    build(
+        build_config(config),
+        folder / "store",
+        runner=Processes(1),
+        stage=lambda name, items: lambda done: None,
     )
-    return folder
+    return folder / "store"
 
 
 @pytest.fixture
