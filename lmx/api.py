@@ -22,8 +22,6 @@ from lmx.generate.text import complete, stream
 from lmx.generate.weights import QUANTIZED, Quantize
 from lmx.inputs.chat import ChatTemplate
 from lmx.inputs.chat_tokens import encode_chat
-from lmx.inputs.example import complete as complete_example
-from lmx.inputs.example import converse
 from lmx.inputs.tokenizers import Tokenizer
 from lmx.interop.weights import Watch, unwatched
 from lmx.models.checks import check_causal
@@ -201,21 +199,15 @@ class LanguageModel:
           UserError: this is no reward model, or it was never trained; a reply is empty,
             or longer than the context.
         """
-        from lmx.finetune.reward import rewards
+        from lmx.finetune.reward import read_ids, rewards
 
         if isinstance(replies, str):
             raise UserError("replies is one text; give a list of them: [text]")
-        return rewards(
-            self.model, self.params, [self._read(r, prompt) for r in replies]
-        )
-
-    def _read(
-        self, reply: str | Sequence[Mapping[str, Any]], prompt: str
-    ) -> Sequence[int]:
-        """Returns the ids that a reward model reads: all but the last, its end."""
-        if isinstance(reply, str):
-            return complete_example(self.tokenizer, prompt, reply).ids[:-1]
-        return converse(self.tokenizer, self._chat_template(), reply).ids[:-1]
+        rows = [
+            read_ids(reply, prompt, self.tokenizer, self._chat_template)
+            for reply in replies
+        ]
+        return rewards(self.model, self.params, rows)
 
     def save(
         self,

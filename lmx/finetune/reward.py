@@ -7,7 +7,7 @@ only is predicted, as the end of a text, has no state.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,9 @@ from lmx.finetune.preferences import margin_metrics, margins
 from lmx.finetune.segments import last_positions, pair_sums
 from lmx.generate.embedding import embed
 from lmx.inputs.batch import Batch
+from lmx.inputs.chat import ChatTemplate
+from lmx.inputs.example import Message, complete, converse
+from lmx.inputs.tokenizers import Tokenizer
 from lmx.models.checks import check_causal
 from lmx.models.decoder import REWARD_HEAD, Decoder
 from lmx.training.objective import Against, Losses, hidden_states, router_loss
@@ -67,6 +70,21 @@ class Reward:
 def _weighed(hidden_BLD: jax.Array, head_D: jax.Array) -> jax.Array:
     """Returns float32 [B, L]: a reward for every prefix; small sums, in full digits."""
     return jnp.sum(hidden_BLD.astype(jnp.float32) * head_D.astype(jnp.float32), axis=-1)
+
+
+def read_ids(
+    reply: str | Sequence[Message],
+    prompt: str,
+    tokenizer: Tokenizer,
+    template: Callable[[], ChatTemplate],
+) -> Sequence[int]:
+    """Returns the ids that are read of a text after `prompt`, or of a conversation.
+
+    They are those of a side of a pair: all but the last, which only is predicted.
+    """
+    if isinstance(reply, str):
+        return complete(tokenizer, prompt, reply).ids[:-1]
+    return converse(tokenizer, template(), reply).ids[:-1]
 
 
 def rewards(
