@@ -256,7 +256,7 @@ def check_corpus(objective: Objective, corpus: Corpus, *, name: str) -> None:
 
 
 def first_state(
-    parts: Parts, optimizer: Optimizer, config: OptimConfig, key, params, teacher
+    parts: Parts, optimizer: Optimizer, config: OptimConfig, key, params, teacher=None
 ) -> TrainState:
     """Returns the state that starts from `params`; `key` draws what they lack."""
     trained, frozen = parts.trained(key, params), parts.frozen(params, teacher)

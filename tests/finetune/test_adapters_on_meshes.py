@@ -35,6 +35,7 @@ def main():
     )
     from lmx.core.trees import flatten_with_names
     from lmx.finetune.adapter import Adapter
+    from lmx.finetune.parts import Parts
     from lmx.inputs.batch import Batch
     from lmx.models.decoder import abstract_params
     from lmx.models.sizes import resolve
@@ -79,7 +80,9 @@ def main():
     found = {}
     for name, options in CASES.items():
         adapter = Adapter(AdapterConfig(rank=3, **options), model)
-        state = first_state(adapter, optimizer, optim, jax.random.key(0), base)
+        state = first_state(
+            Parts(adapter, None), optimizer, optim, jax.random.key(0), base
+        )
         noise = jax.tree.map(
             lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32), state.params
         )
