@@ -30,5 +30,5 @@ lock() { # file, extras, more for uv...
   } >"$file"
 }
 
-lock requirements.lock dev,data,web,reference "$@"
+lock requirements.lock dev,data,eval,web,reference "$@"
 lock requirements-beam.lock dev,beam "$@"

@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": ("lmx.run.generate_command", "continue prompts with a trained model"),
     "import": ("lmx.run.import_command", "make a workdir of a published model"),
     "chat": ("lmx.run.chat_command", "talk to a model"),
+    "eval": ("lmx.run.eval_command", "measure a model on tasks, or compare two"),
     "embed": ("lmx.run.embed_command", "turn texts into vectors"),
     "merge": ("lmx.run.merge_command", "average or merge models of one shape"),
     "export": ("lmx.run.export_command", "write a model for transformers or llama.cpp"),

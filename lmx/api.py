@@ -22,13 +22,17 @@ from lmx.generate.text import complete, stream
 from lmx.generate.weights import QUANTIZED, Quantize
 from lmx.inputs.chat import ChatTemplate
 from lmx.inputs.chat_tokens import encode_chat
+from lmx.inputs.examples import chat_template
 from lmx.inputs.tokenizers import Tokenizer
 from lmx.interop.weights import Watch, unwatched
 from lmx.models.checks import check_causal
 from lmx.models.sizes import resolve
+from lmx.run.subject import generator_of
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+    from lmx.evaluate.results import Result
 
 
 TEMPLATE = "tokenizer/chat_template.jinja"  # in a workdir
@@ -72,21 +76,12 @@ class LanguageModel:
         self.quantize = quantize
         self.family = family
         self.change = change
-        self._template: ChatTemplate | None = None
         self._logits: Callable | None = None
 
     @functools.cached_property
     def _generator(self) -> Generator:
         """Made when first used: it keeps copies of the weights."""
-        tokenizer = self.tokenizer
-        return Generator(
-            self.model,
-            self.params,
-            eos_ids=tokenizer.eos_ids,
-            pad_id=tokenizer.pad_id,
-            bos_id=tokenizer.bos_id,
-            quantize=self.quantize,
-        )
+        return generator_of(self)
 
     @overload
     def generate(self, prompt: str, **sampling: Any) -> str: ...
@@ -132,19 +127,30 @@ class LanguageModel:
 
     def _chat_template(self) -> ChatTemplate:
         """Returns the template; raises a `UserError` where there is none."""
-        if self.chat_template is None:
+        if self._template is None:
             raise UserError(
                 "this model has no chat template; import one that was tuned to chat, "
                 "or use generate"
             )
-        if self._template is None:
-            tokenizer = self.tokenizer
-            self._template = ChatTemplate(
-                self.chat_template,
-                bos_token=tokenizer.token(tokenizer.bos_id) or "",
-                eos_token=tokenizer.token(tokenizer.eos_id) or "",
-            )
         return self._template
+
+    @functools.cached_property
+    def _template(self) -> ChatTemplate | None:
+        if self.chat_template is None:
+            return None
+        return chat_template(self.tokenizer, self.chat_template)
+
+    def evaluate(
+        self, tasks: str | Sequence[str], data: str | Mapping[str, str] = {}, **settings
+    ) -> dict[str, Result]:
+        """Returns the result of each task by its name: `summary` and `samples`.
+
+        `data` is a folder of data files, or task → file; `settings` are dtype, limit,
+        shots, chat and seed.
+        """
+        from lmx.run.subject import evaluate_all
+
+        return evaluate_all(self, tasks, data, **settings)
 
     def logprobs(self, text: str, *, prompt: str = "") -> np.ndarray:
         """Returns float32 [L]: log p of each token of `text` after those before it.

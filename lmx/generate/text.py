@@ -41,11 +41,13 @@ def complete(
     tokenizer: Tokenizer,
     prompts: Sequence[str | Sequence[int]],
     sampling: SamplingConfig,
+    *,
+    rows: Sequence[int] | None = None,
 ) -> list[Completion]:
     """Returns the continuation of each prompt; prompt i draws from random stream i.
 
     A prompt is text, or token ids that are taken as they are. Any number of them: they
-    go `generator.max_batch` at a time.
+    go `generator.max_batch` at a time. `rows` are other numbers of the streams.
     """
     if isinstance(prompts, str):
         raise UserError(
@@ -57,8 +59,8 @@ def complete(
     completions: list[Completion] = []
     for start in range(0, len(encoded), generator.max_batch):
         part = encoded[start : start + generator.max_batch]
-        rows = range(start, start + len(part))
-        session = generator.start(part, sampling, rows=rows)
+        streams = (rows or range(len(encoded)))[start : start + len(part)]
+        session = generator.start(part, sampling, rows=streams)
         writers = [_Writer(tokenizer, sampling.stop, generator.eos_ids) for _ in part]
         texts = [""] * len(part)
         while session.running:

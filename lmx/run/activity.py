@@ -29,6 +29,8 @@ def format_bytes(count: float) -> str:
 class Activity:
     """Shows what it is told: `activity("reading", done, total)`, in bytes.
 
+    `amount` writes other things than bytes.
+
     A total of 0 is unknown, or nothing to count. Use it as a context manager, or call
     `close`, so that a terminal gets its cursor back.
     """
@@ -39,7 +41,9 @@ class Activity:
         stream: TextIO | None = None,
         plain_seconds: float = PLAIN_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        amount: Callable[[float], str] = format_bytes,
     ):
+        self._amount = amount
         self._stream = sys.stderr if stream is None else stream
         self._plain_seconds = plain_seconds
         self._clock = clock
@@ -75,11 +79,11 @@ class Activity:
         """Returns what is shown now."""
         if not self._total:
             return self._what
-        whole = format_bytes(self._total)
+        whole = self._amount(self._total)
         if not self._done:
             return f"{self._what} {whole}"
         percent = 100 * self._done // self._total
-        return f"{self._what} {format_bytes(self._done)} of {whole} ({percent}%)"
+        return f"{self._what} {self._amount(self._done)} of {whole} ({percent}%)"
 
     def _start_live(self) -> Any:
         from rich.console import Console

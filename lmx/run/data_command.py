@@ -6,6 +6,7 @@ from lmx.run.actions import run_action
 
 ACTIONS = {
     "build": ("lmx.run.data_build", "sources → a store of tokens with its data card"),
+    "task": ("lmx.run.data_task", "what a task has to learn from, as records"),
     "show": ("lmx.run.data_show", "a row of a store or a batch of a step, decoded"),
     "trace": ("lmx.run.data_trace", "which runs saw how many tokens of a source"),
 }

@@ -10,7 +10,6 @@ from typing import Any
 
 from lmx.core.workdir import write_atomic
 from lmx.evaluate.compression import compressed_bits_per_byte
-from lmx.evaluate.syntax import first_function, parses
 from lmx.generate.decode import Generator
 from lmx.generate.sampling import SamplingConfig
 from lmx.generate.text import complete
@@ -18,6 +17,7 @@ from lmx.report.plots import plot_losses
 from lmx.run.build import Experiment
 from lmx.run.evaluator import evaluator
 from lmx.run.train import SUMMARY
+from lmx.tasks.syntax import first_function, parses
 from lmx.training.metrics import FILE_NAME
 from lmx.training.state import TrainState
 

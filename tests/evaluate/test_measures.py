@@ -10,7 +10,7 @@ import pytest
 from lmx.core.errors import UserError
 from lmx.evaluate.compression import compressed_bits_per_byte
 from lmx.evaluate.perplexity import perplexity, row_sums
-from lmx.evaluate.syntax import first_function, parses
+from lmx.tasks.syntax import first_function, parses
 
 
 def test_perplexity_is_the_mean_over_tokens_not_over_batches_or_rows():
