@@ -4,7 +4,7 @@
 #
 #   LMX_PYTHON     the Python to use (a path, a command or a version such as 3.12)
 #   LMX_VENV       where the packages go; .venv in the repository
-#   LMX_EXTRAS     extras of pyproject.toml to install as well: beam, bench, data, dev, gpu, gs, hub, reference, s3, tpu, web (commas)
+#   LMX_EXTRAS     extras of pyproject.toml to install as well: beam, bench, data, dev, eval, gpu, gs, harness, hub, reference, s3, tpu, web (commas)
 #   LMX_INSTALLER  uv or pip; uv where it is found
 #   LMX_CACHE      compiled programs and prepared data; ~/.cache/lmx
 #   LD_PRELOAD     set it, to nothing if you like, and jemalloc is not looked for

@@ -10,7 +10,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 source "$here/environment.sh"
 cd "$LMX_ROOT"
 
-export LMX_EXTRAS=dev,data,web,reference${LMX_EXTRAS:+,$LMX_EXTRAS}
+export LMX_EXTRAS=dev,data,eval,web,reference${LMX_EXTRAS:+,$LMX_EXTRAS}
 lmx_prepare
 # Compiled programs of tests are kept apart from those of real runs.
 lmx_default JAX_COMPILATION_CACHE_DIR "$LMX_CACHE_ROOT/test-xla"

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmx.data.best_fit import BestFit
+from lmx.data.best_fit import best_fit
 from lmx.evaluate.pairs import Scored
 from lmx.generate.cache import power_of_two
 from lmx.generate.decode import Generator
@@ -62,12 +62,11 @@ def likelihoods(
     total, done = sum(len(each.ids) for each in inputs), 0
     for rows in _batches(inputs, context):
         target, found = _targets(rows, inputs, shared, requests)
-        batch = rows.batch
         log_p, best = _score(
             generator.params,
-            batch.tokens,
-            batch.segment_ids,
-            batch.positions,
+            rows.tokens,
+            rows.segments,
+            rows.positions,
             _prefix(rows, inputs) if both_ways else None,
             *_padded(target),
             config=config,
@@ -75,7 +74,7 @@ def likelihoods(
         count = len(found)
         np.add.at(nats, found, np.asarray(log_p, np.float64)[:count])
         np.logical_and.at(greedy, found, np.asarray(best)[:count])
-        done += int((batch.segment_ids > 0).sum())
+        done += int((rows.segments > 0).sum())
         if watch is not None:
             watch(done, total)
     return [
@@ -92,9 +91,11 @@ class Input(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """A batch of packed inputs, and where each of them lies: (input, row, column)."""
+    """Packed inputs, int32 [B, L] each, and where they lie: (input, row, column)."""
 
-    batch: Any
+    tokens: np.ndarray
+    segments: np.ndarray
+    positions: np.ndarray
     places: list[tuple[int, int, int]]
 
 
@@ -107,25 +108,31 @@ def _batches(inputs: Sequence[Input], context: int) -> Iterator[_Rows]:
             row *= 2  # two or three in a row leave less of it empty than one
         classes.setdefault(min(row, context), []).append(index)
     for length, members in sorted(classes.items(), reverse=True):
-        lengths = [len(inputs[index].ids) for index in members]
-        # Of an input with n ids n targets are made; the last is in `requests`.
-        tokens = np.concatenate([[*inputs[index].ids, 0] for index in members])
-        offsets = np.cumsum([0, *(n + 1 for n in lengths)])
-        plan = BestFit(
-            tokens.astype(np.int32), offsets, context_length=length, pad_id=0
-        )
+        sizes = np.array([len(inputs[index].ids) for index in members])
+        rows = best_fit(sizes, length)
+        held: list[list[int]] = [[] for _ in range(int(rows.max()) + 1)]
+        for index, row in zip(members, rows.tolist(), strict=True):
+            held[row].append(index)
         size = max(1, BATCH_TOKENS // length)
-        for start in range(0, plan.num_rows, size):
-            numbers = np.arange(start, min(start + size, plan.num_rows))
-            spare = power_of_two(len(numbers)) - len(numbers)
-            batch = plan.batch(np.concatenate([numbers, np.full(spare, -1)]))
-            places = []
-            for row, number in enumerate(numbers):
-                column = 0
-                for document in plan.documents(int(number)):
-                    places.append((members[document], row, column))
-                    column += lengths[document]
-            yield _Rows(batch, places)
+        for start in range(0, len(held), size):
+            yield _packed(inputs, held[start : start + size], length)
+
+
+def _packed(inputs: Sequence[Input], held: Sequence[Sequence[int]], length: int):
+    """Returns a batch whose rows hold these inputs, and rows of padding to fill it."""
+    shape = (power_of_two(len(held)), length)
+    tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
+    places = []
+    for row, indices in enumerate(held):
+        column = 0
+        for number, index in enumerate(indices, start=1):
+            ids = inputs[index].ids
+            part = slice(column, column + len(ids))
+            tokens[row, part], segments[row, part] = ids, number
+            positions[row, part] = np.arange(len(ids))
+            places.append((index, row, column))
+            column += len(ids)
+    return _Rows(tokens, segments, positions, places)
 
 
 def _targets(rows: _Rows, inputs, shared, requests) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +152,7 @@ def _targets(rows: _Rows, inputs, shared, requests) -> tuple[np.ndarray, np.ndar
 
 def _prefix(rows: _Rows, inputs: Sequence[Input]) -> np.ndarray:
     """Returns which tokens are prompts, bool [B, L]."""
-    prefix_BL = np.zeros(rows.batch.tokens.shape, bool)
+    prefix_BL = np.zeros(rows.tokens.shape, bool)
     for index, row, column in rows.places:
         prefix_BL[row, column : column + inputs[index].prompt] = True
     return prefix_BL

@@ -91,7 +91,7 @@ NQ_OPEN = Task(
 ASDIV = Task(
     name="asdiv",
     about="arithmetic stories, the last number of the answer",
-    public="https://github.com/chaochun/nlu-asdiv-dataset",
+    public="ASDiv, of github.com/chaochun/nlu-asdiv-dataset",
     fields=("passage|body", "question", "answer"),
     item=numeric("Question: {passage} {question}\nAnswer:", answer="answer"),
     request="write",

@@ -97,9 +97,9 @@ def find(task: Task, data: Mapping[str, str]) -> dict[str, list[FileEntry]] | No
         f"{', '.join(task.fields)}"
     )
     if not places.is_url(task.public):
-        where = (
-            f"{data['']} has no file {task.file or task.name}…" if data else "no data"
-        )
+        where = "no data"
+        if "" in data:
+            where = f"{data['']} has no file {task.file or task.name}…"
         raise UserError(f"task {task.name}: {where}; {give}, made of {task.public}")
     try:
         listing = places.find(task.public)
@@ -154,7 +154,7 @@ def shots(task: Task, data: Data, count: int, *, seed: int) -> tuple[list[Item],
     if task.request == "read" or task.chat:
         raise UserError(f"task {task.name} takes no shots; leave --shots out")
     pool = [item for item in data.train or data.scored if item.answers]
-    if len(pool) <= (0 if data.train else count):
+    if len(pool) < count + (not data.train):  # one at least is to be scored
         raise UserError(
             f"--shots={count}: task {task.name} has {len(pool)} items to show; ask for "
             "fewer, or give a file with 'train' in its name beside the scored one"
