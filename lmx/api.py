@@ -344,9 +344,10 @@ def load(
     file, a Hub name, or the folder of an adapter of peft. Of a workdir the newest
     checkpoint that verifies is used, or that of `step`; averaged weights are preferred
     where the run kept them. Abstract parameters `like` these (jax.ShapeDtypeStruct)
-    give them dtypes and shardings: each shard is read straight to its device. `quantize` 'int8' or 'int4' has text written
-    with weights of so many bits. An adapter is joined with the model that it was
-    trained on, of which `base` says where it is now, should it have moved.
+    give them dtypes and shardings: each shard is read straight to its device.
+    `quantize` 'int8' or 'int4' has text written with weights of so many bits. An
+    adapter is joined with the model that it was trained on, of which `base` says where
+    it is now, should it have moved.
 
     Raises:
       UserError: there is no model of this name.
