@@ -6,6 +6,7 @@ reads what the forward pass read, and of few bits widens it anew.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -44,7 +45,7 @@ class Frozen:
 class LowRank:
     """W + scale · A·B: LoRA (Hu et al. 2021, arXiv:2106.09685), or DoRA.
 
-    With `magnitude_O` the columns of the sum are scaled to these lengths (DoRA, Liu et
+    With `magnitude` the columns of the sum are scaled to these lengths (DoRA, Liu et
     al. 2024, arXiv:2402.09353); their own lengths are constants for the gradient
     (section 4.3 there), and are found without making the sum.
 
@@ -82,7 +83,10 @@ class LowRank:
 
     def layer(self, index: int, changing: tuple) -> LowRank:
         """Returns the kernel of a layer of this stack."""
-        return LowRank(self.base, *changing, jnp.int32(index), self.scale)
+        a, b, magnitude = changing
+        return dataclasses.replace(
+            self, a=a, b=b, magnitude=magnitude, index=jnp.int32(index)
+        )
 
 
 def merged(kernel: Frozen | LowRank, *, inputs: int) -> jax.Array:
