@@ -276,11 +276,10 @@ def find_repeats(building: Building, parts: Sequence[Piece]) -> None:
         return
     # An example is whole or not there, and what examples share are their prompts.
     texts = {name for name, one in config.sources.items() if one.format == "text"}
-    numbers = [shard.number for shard in building.shards if shard.source in texts]
-    building.run("passages", repeats.hash_windows, numbers, words=words)
+    mine = [piece for piece in parts if piece.source in texts]
+    building.run("passages", repeats.hash_windows, mine, words=words)
     ranges = keys.parts_for(keys.count_keys(folder / "windows"))
     building.run("repeated passages", repeats.find_held, range(ranges), parts=ranges)
-    mine = [piece for piece in parts if piece.source in texts]
     building.run("cuts", repeats.cut_piece, mine, words=words)
 
 

@@ -17,7 +17,6 @@ import pyarrow.parquet
 from lmx.curate import keys, minhash
 
 PERMUTATIONS = 128
-RUN_ROWS = 4096  # documents whose signatures are in memory at a time
 PAIRS = 1 << 14  # compared at a time
 
 
@@ -58,15 +57,12 @@ def sign(shard: int, *, similarity: float, folder: Path) -> None:
     file = pyarrow.parquet.ParquetFile(folder / "clean" / f"{shard:06d}.parquet")
     start = 0
     with keys.whole(done) as unfinished, open(unfinished, "wb") as signed:
-        for run, batch in enumerate(
-            file.iter_batches(batch_size=RUN_ROWS, columns=["text"])
-        ):
-            signatures = minhash.signatures(
-                batch.column(0).to_pylist(), permutations=PERMUTATIONS
-            )
+        for run in range(file.num_row_groups):
+            texts = file.read_row_group(run, columns=["text"]).column(0).to_pylist()
+            signatures = minhash.signatures(texts, permutations=PERMUTATIONS)
             signed.write(signatures.tobytes())
-            number = keys.document_numbers(shard, batch.num_rows, start=start)
-            start += batch.num_rows
+            number = keys.document_numbers(shard, len(texts), start=start)
+            start += len(texts)
             left = ~keys.among(number, gone)
             key = minhash.bands(signatures[left], bands=count, rows=rows)
             path = folder / "keys" / f"{shard:06d}-{run:06d}.npy"

@@ -18,7 +18,6 @@ from lmx.curate import keys
 from lmx.curate.kept import Piece
 from lmx.curate.substrings import cut, window_hashes
 
-RUN_ROWS = 1024  # documents whose hashes are in memory at a time
 HELD = np.dtype([("number", "<i8"), ("key", "<u8")])
 CUTS = pyarrow.schema(
     [
@@ -30,32 +29,22 @@ CUTS = pyarrow.schema(
 )
 
 
-def hash_windows(shard: int, *, words: int, folder: Path) -> None:
-    """Writes windows/SHARD-RUN.npy: the hashes of a shard's passages of `words` words.
+def hash_windows(piece: Piece, *, words: int, folder: Path) -> None:
+    """Writes windows/PIECE.npy: the hashes of its passages of `words` words.
 
     Documents that are dropped as duplicates have none.
     """
-    done = folder / "windows" / f"{shard:06d}.done"
+    done = folder / "windows" / f"{piece.stem}.npy"
     if done.exists():
         return
-    gone = keys.dropped(folder)
-    file = pyarrow.parquet.ParquetFile(folder / "clean" / f"{shard:06d}.parquet")
-    start = 0
-    for run, batch in enumerate(
-        file.iter_batches(batch_size=RUN_ROWS, columns=["text"])
-    ):
-        number = keys.document_numbers(shard, batch.num_rows, start=start)
-        start += batch.num_rows
-        stays = ~keys.among(number, gone)
-        texts = batch.column(0).to_pylist()
-        hashes = [
-            window_hashes(text, n=words) if stay else np.zeros(0, np.uint64)
-            for text, stay in zip(texts, stays, strict=True)
-        ]
-        of = np.repeat(number, [len(some) for some in hashes])
-        path = folder / "windows" / f"{shard:06d}-{run:06d}.npy"
-        keys.write_run(path, np.concatenate(hashes), of)
-    done.touch()
+    stays = ~keys.among(piece.numbers, keys.dropped(folder))
+    texts = piece.read(folder, ["text"])["text"].to_pylist()
+    hashes = [
+        window_hashes(text, n=words) if stay else np.zeros(0, np.uint64)
+        for text, stay in zip(texts, stays, strict=True)
+    ]
+    of = np.repeat(piece.numbers, [len(some) for some in hashes])
+    keys.write_run(done, np.concatenate(hashes), of)
 
 
 def find_held(part: int, *, parts: int, folder: Path) -> None:
