@@ -129,4 +129,6 @@ def test_words_of_the_system_are_recognised_in_other_errors(tmp_path):
     assert workdir.storage_errno(ValueError("a bug")) is None
     said = str(workdir.storage_error(error, action="save to", path=tmp_path))
     assert str(tmp_path) in said
-    assert "free some space" in said
+    assert said.endswith("free some space or choose another --workdir")
+    said = str(workdir.storage_error(error, action="a", path="b", option="--out"))
+    assert said.endswith("free some space or choose another --out")
