@@ -171,15 +171,7 @@ def create(
             _write(partial / TEMPLATE, chat_template)
         counts: dict[str, dict[str, Any]] = {}
         for name, content in sorted(sources.items()):
-            counts[name] = {"licence": content.licence, "uses": list(content.uses)}
-            for split in SPLITS:
-                place = partial / split / name
-                found = join_stores(place, [part / split for part in content.parts])
-                counts[name][split] = {
-                    "documents": found["documents"],
-                    "tokens": found["tokens"],
-                    "bytes": found["source_bytes"],
-                }
+            counts[name] = _join(partial, name, content)
             progress(len(content.parts))
         content_json, html = card(counts)
         _write(partial / CARD[0], json.dumps(content_json, indent=2) + "\n")
@@ -256,6 +248,20 @@ def tokens_digest(sources: Sequence[SourceStores]) -> str:
         return sources[0].train.digest
     content = json.dumps([[source.name, source.train.digest] for source in sources])
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _join(directory: Path, name: str, content: Content) -> dict[str, Any]:
+    """Writes both splits of a source; returns its rights and counts."""
+    about: dict[str, Any] = {"licence": content.licence, "uses": list(content.uses)}
+    for split in SPLITS:
+        parts = [part / split for part in content.parts]
+        found = join_stores(directory / split / name, parts)
+        about[split] = {
+            "documents": found["documents"],
+            "tokens": found["tokens"],
+            "bytes": found["source_bytes"],
+        }
+    return about
 
 
 def _noted(
