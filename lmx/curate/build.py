@@ -226,6 +226,7 @@ def check_damage(config: BuildConfig, tallies: dict[str, dict[str, Any]]) -> Non
             why = ", ".join(
                 f"{r} {d['documents']:,}" for r, d in tally["dropped"].items()
             )
+            why = why or "its files are empty"
             raise DataError(
                 f"source {name} has no document left of {count:,} ({why}); loosen the "
                 "filters or leave the source out"

@@ -200,6 +200,7 @@ def build_config(config: ConfigDict | Mapping) -> BuildConfig:
             "passages are idioms"
         )
     _check_names("duplicates", checked.duplicates, DUPLICATES)
+    _check_crawlers(checked)
     for key in ("validation_fraction", "bad_records", "near_similarity"):
         value = getattr(checked, key)
         if not 0 <= value <= 1:
@@ -264,6 +265,20 @@ def _check_source(name: str, source: SourceConfig) -> None:
                 f"sources.{name}.columns: {column!r} must be lower-case letters, "
                 f"digits and '_', and not {', '.join(RESERVED)}; rename it"
             )
+
+
+def _check_crawlers(config: BuildConfig) -> None:
+    for name in config.crawlers:
+        if not re.fullmatch(r"[\w.*-]+", name):
+            raise UserError(
+                f"crawlers names {name!r}, and no robots.txt can; write a name such as "
+                "'GPTBot', or '*'"
+            )
+    if config.robots is not None and not config.crawlers:
+        raise UserError(
+            f"robots={config.robots!r} is not read where crawlers=() honours none; "
+            "name crawlers, or leave robots out"
+        )
 
 
 def _check_names(key: str, names: Iterable[str], known: tuple[str, ...]) -> None:

@@ -82,7 +82,7 @@ def _saved(place: str) -> dict[str, str]:
     for entry in listing.entries:
         name = entry.name.removesuffix("/robots.txt").removesuffix(".txt")
         try:
-            if name == entry.name or "/" in name:
+            if name in (entry.name, "robots") or "/" in name:
                 raise ValueError("write HOST/robots.txt or HOST.txt")
             content = b"".join(streams.chunks(entry, most=streams.LONGEST_LINE))
             host = address(name)[0]

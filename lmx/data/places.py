@@ -74,15 +74,20 @@ def find(path: str) -> Listing | None:
     """Returns the files at or below a place, sorted by name; None where nothing is.
 
     Hidden files and folders and `__pycache__` do not count. Raises a `DataError` where
-    a folder has no file or may not be listed, or a server cannot be reached; a
-    `UserError` where the package that reads such URLs is missing.
+    a folder has no file or may not be listed, a server cannot be reached, or no place
+    can have that name; a `UserError` where the package that reads such URLs is missing.
     """
     if path.startswith("file://"):
         path = path.removeprefix("file://")
     if is_url(path):
         return _find_remote(path)
-    place = Path(path).expanduser()
-    return _find_local(place) if place.exists() else None
+    try:
+        place = Path(path).expanduser()
+        exists = place.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{path[:80]!r} is no usable path ({why}); mend it") from error
+    return _find_local(place) if exists else None
 
 
 def open_file(entry: FileEntry) -> Any:
@@ -133,9 +138,9 @@ def read_lines(path: str, key: str) -> list[str]:
         lines = content.decode("utf-8-sig").splitlines()
     except UserError as error:
         raise type(error)(f"{key}: {error}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise DataError(
-            f"{key}={path!r} cannot be read ({error}); give a file of UTF-8 lines"
+            f"{key}={path[:80]!r} cannot be read ({error}); give a file of UTF-8 lines"
         ) from error
     return [stripped for line in lines if (stripped := line.strip())]
 
@@ -275,6 +280,11 @@ def _filesystem(url: str) -> tuple[Any, str]:
                 "hf:roneneldan/TinyStories, or hf://datasets/OWNER/NAME/FOLDER"
             )
         url = f"hf://datasets/{match[1]}@{CONVERTED}{match[2] or ''}"
+    if "::" in url:
+        raise DataError(
+            f"{url!r} is a URL within a URL, of which files cannot be named; unpack it "
+            "and give the folder"
+        )
     protocol = url.partition("://")[0]
     try:
         files, path = fsspec.core.url_to_fs(url)
@@ -284,7 +294,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
         raise UserError(
             f"{url} needs a package that is not here; install it: {remedy}"
         ) from error
-    except ValueError as error:
+    except Exception as error:  # what file systems say of an address of theirs
         raise DataError(f"{url!r} is no usable URL ({error}); mend it") from error
     return files, path
 

@@ -322,7 +322,10 @@ def train_tokenizer(
         seen = _Counted(documents)
         backend.train_from_iterator(seen, trainer=trainer)
         if not seen.characters:
-            raise errors.DataError("there is no text to train a tokenizer on")
+            raise errors.DataError(
+                "there is no text to train a tokenizer on; give more documents, or "
+                "hold out fewer"
+            )
     unk_id = None if byte_level else specials.index(UNK)
     meta = {"kind": kind, "pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": unk_id}
     return Tokenizer(backend.to_str(pretty=True), meta)

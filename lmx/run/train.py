@@ -352,8 +352,8 @@ def packing_line(corpus) -> str:
 def lengths_line(lengths) -> str:
     """Returns how long rows are, and from which step on."""
     (_, length), *later = lengths.stages
-    more = [f"of {length} from step {start + 1:,} on" for start, length in later]
-    return f"        rows of {length} tokens, {', '.join(more)}"
+    more = [f", of {length} from step {start + 1:,} on" for start, length in later]
+    return f"        rows of {length} tokens{''.join(more)}"
 
 
 def mixture_lines(corpus, steps: int) -> list[str]:

@@ -80,3 +80,18 @@ def test_uses_that_a_licence_does_not_allow_are_refused_by_source():
         rights.check(build_config(made))
     made.uses = ("train",)
     rights.check(build_config(made))
+
+
+@pytest.mark.parametrize("name", ["", "GPTBot ", "GPT Bot", "Bot/1.0"])
+def test_a_crawler_that_no_robots_txt_can_name_is_refused(name):
+    made = config()
+    made.crawlers = ("*", name)
+    with pytest.raises(UserError, match=f"crawlers names '{name}'"):
+        build_config(made)
+
+
+def test_robots_that_nobody_honours_are_refused():
+    made = config()
+    made.robots, made.crawlers = "saved", ()
+    with pytest.raises(UserError, match="robots='saved' is not read"):
+        build_config(made)

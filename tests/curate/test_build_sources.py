@@ -229,3 +229,19 @@ def test_an_archive_is_built_of_pages_that_nobody_refuses(tmp_path, monkeypatch)
     store = built(source, tmp_path / "two", crawlers=())
     assert set(dropped(store)) == {"no page"}
     assert len(names(store)) == 24
+
+
+def test_a_source_of_empty_files_is_said_to_be_one(tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"of 0 \(its files are empty\)"):
+        built({"path": str(tmp_path / "none.jsonl")}, tmp_path / "store")
+
+
+def test_a_build_without_a_text_to_learn_from_says_what_to_do(tmp_path):
+    (tmp_path / "one.txt").write_text(text(1))
+    with pytest.raises(DataError, match="hold out fewer"):
+        built(
+            {"path": str(tmp_path / "one.txt")},
+            tmp_path / "store",
+            validation_fraction=0.999999,
+        )

@@ -179,3 +179,10 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "idna", None)
     with pytest.raises(UserError, match=r"pip install 'lmx\[web\]'"):
         optouts(tmp_path, ["bücher.example"])
+
+
+def test_a_saved_robots_txt_without_a_host_is_refused(tmp_path):
+    (tmp_path / "robots.txt").write_text("User-agent: *\nDisallow: /")
+    for place in (tmp_path, tmp_path / "robots.txt"):
+        with pytest.raises(DataError, match=r"robots\.txt is no host's"):
+            Robots.of(str(place), None)

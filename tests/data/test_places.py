@@ -162,3 +162,22 @@ def test_lists_are_read_from_anywhere(memory):
     for path in ("memory://none", "/nowhere", "/"):
         with pytest.raises(DataError, match=rf"removals='{path}' cannot be read"):
             places.read_lines(path, "removals")
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "~nobody-has-this-name/x"])
+def test_a_path_that_none_can_have_is_refused(path):
+    with pytest.raises(DataError, match="is no usable path"):
+        places.find(path)
+    with pytest.raises(DataError, match=r"removals='.{1,120}cannot be read"):
+        places.read_lines(path, "removals")
+
+
+@pytest.mark.parametrize("url", ["zip://a.txt::/x.zip", "zip://*::memory://x.zip"])
+def test_a_url_within_a_url_is_refused(url):
+    with pytest.raises(DataError, match="unpack it and give the folder"):
+        places.find(url)
+
+
+def test_a_url_that_lacks_what_its_file_system_asks_for_is_refused():
+    with pytest.raises(DataError, match="no usable URL"):
+        places.find("zip://a.txt")

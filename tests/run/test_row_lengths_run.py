@@ -70,6 +70,15 @@ def test_stages_and_their_compilations_are_said_and_nothing_is_wrong(grown):
     assert "compiled again" not in said
 
 
+def test_a_lone_length_is_said_as_a_whole_line():
+    from lmx.core.schema import DataConfig
+    from lmx.data.stages import RowLengths
+    from lmx.run.train import lengths_line
+
+    lengths = RowLengths(DataConfig(row_lengths=("48",)), context_length=48, steps=6)
+    assert lengths_line(lengths).strip() == "rows of 48 tokens"
+
+
 @pytest.mark.parametrize("step", [2, 3, 4])
 def test_a_run_resumed_at_any_step_is_one_that_never_stopped(grown, tmp_path, step):
     from lmx.core.config import freeze
