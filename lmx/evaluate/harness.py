@@ -25,11 +25,9 @@ NEW_TOKENS = 256  # of a task that does not say, as the harness's own models hav
 class HarnessModel(LM):
     """What the harness takes for a model; `watch` is told what is done."""
 
-    def __init__(
-        self, subject: Subject, *, name: str, watch: Callable[[str, int, int], None]
-    ):
+    def __init__(self, subject: Subject, *, watch: Callable[[str, int, int], None]):
         super().__init__()
-        self._subject, self._name, self._watch = subject, name, watch
+        self._subject, self._watch = subject, watch
         self._markup = False  # until the harness asks for the chat template
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:

@@ -40,7 +40,7 @@ def run_harness(options: argparse.Namespace) -> int:
         raise UserError("--chat: this model has no chat template; leave it out")
     with Activity(amount=lambda count: f"{count:,.0f}") as activity:
         found: dict[str, Any] = lm_eval.simple_evaluate(
-            model=HarnessModel(subject, name=str(options.workdir), watch=activity),
+            model=HarnessModel(subject, watch=activity),
             tasks=names,
             num_fewshot=options.shots or None,
             limit=options.limit,
