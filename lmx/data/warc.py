@@ -18,7 +18,7 @@ from lmx.data.pages import LONGEST_PAGE, Headers
 from lmx.data.places import FileEntry
 from lmx.data.record import Record
 
-LONGEST_HEAD = 64 << 10
+LONGEST_HEAD, BLANK = 64 << 10, b"\r\n\r\n"
 ROBOTS_BYTES = 512 << 10  # as much as RFC 9309 wants read
 VERSION = re.compile(rb"WARC/[01]\.\d\r?\n")
 ROBOTS = re.compile(r"https?://[^/?#]+/robots\.txt", re.IGNORECASE)
@@ -99,7 +99,7 @@ def answers(entry: FileEntry) -> Iterator[Answer]:
     while stream.more():
         number += 1
         name = f"{entry.name}#{number}"
-        head = stream.until(b"\r\n\r\n", LONGEST_HEAD)
+        head = stream.head()
         version = VERSION.match(head or b"")
         if head is None or not version or VERSION.search(head, 1):
             stream.seek_record(head or b"")
@@ -234,6 +234,7 @@ class _Stream:
     def __init__(self, entry: FileEntry):
         self._chunks, self._path = streams.chunks(entry), entry.path
         self._held, self._at = b"", 0  # what is before is done with
+        self._clear = 0  # a head that begins before here ends here, or later
 
     def _fill(self, least: int) -> int:
         """Holds at least so many bytes, if there are; returns how many are held."""
@@ -243,6 +244,7 @@ class _Stream:
             while size < least and (chunk := next(self._chunks, b"")):
                 parts.append(chunk)
                 size += len(chunk)
+            self._clear = max(0, self._clear - self._at)
             self._held, self._at = b"".join(parts), 0
         return size
 
@@ -271,13 +273,16 @@ class _Stream:
             self.take(part)
             size -= part
 
-    def until(self, mark: bytes, most: int) -> bytes | None:
-        """Returns what comes until after a mark; None where it is further than that."""
-        for least in (4096, most):
+    def head(self) -> bytes | None:
+        """Returns what comes until after a blank line; None where that is too far."""
+        for least in (4096, LONGEST_HEAD):
             self._fill(least)
-            end = self._held.find(mark, self._at, self._at + most)
+            start = max(self._at, self._clear - len(BLANK) + 1)
+            limit = min(self._at + LONGEST_HEAD, len(self._held))
+            end = self._held.find(BLANK, start, limit)
+            self._clear = max(self._clear, limit if end < 0 else end)
             if end >= 0:
-                return self.take(end + len(mark) - self._at)
+                return self.take(end + len(BLANK) - self._at)
         return None
 
     def ends_record(self) -> bool:
@@ -290,8 +295,16 @@ class _Stream:
         return there == 0
 
     def seek_record(self, held: bytes) -> None:
-        """Goes to where the next record begins, first in what was taken just now."""
-        self._held, self._at = held + self._held[self._at :], 1
+        """Goes to where the next record begins, first in what was taken just now.
+
+        Where that is still here it is not put before the rest: of many such records
+        each would cost as much as all that is held.
+        """
+        start = self._at - len(held)
+        if start >= 0 and self._held.startswith(held, start):
+            self._at = start + 1
+        else:
+            self._held, self._at, self._clear = held + self._held[self._at :], 1, 0
         while True:
             if found := VERSION.search(self._held, self._at):
                 self._at = found.start()

@@ -227,6 +227,37 @@ def test_hostile_pages_are_refused_without_being_parsed(tmp_path, content, probl
     assert problem in str(record.problem)
 
 
+@pytest.mark.parametrize("rest", [[], [GOOD[0]]])
+def test_an_archive_of_beginnings_is_not_copied_for_each(tmp_path, monkeypatch, rest):
+    copied, seek = 0, warc._Stream.seek_record
+
+    def counted(stream, held):
+        nonlocal copied
+        before = stream._held
+        seek(stream, held)
+        copied += 0 if stream._held is before else len(stream._held)
+
+    monkeypatch.setattr(warc._Stream, "seek_record", counted)
+    content = b"WARC/1.0\r\n" * 3000 + b"\r\n" + b"".join(rest)
+    found = read(tmp_path / "a.warc", content)
+    assert [r.problem is None for r in found] == [False] * 3000 + [True] * len(rest)
+    assert copied <= len(content)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_how_an_archive_comes_makes_no_difference(tmp_path, monkeypatch, seed):
+    draw = random.Random(seed)
+    wrong = GOOD[1].replace(b"Content-Length: ", b"Content-Length: 1", 1)
+    short = GOOD[1].replace(b"Content-Length: ", b"Content-Length: 2\r\nX: ", 1)
+    parts = [*GOOD, wrong, short, b"WARC/1.0\r\n", b"\r\n", b"\r\n\r\n", b"WARC/1."]
+    content = b"".join(draw.choices(parts, k=12)) + b"".join(GOOD) * 3
+    monkeypatch.setattr(warc, "LONGEST_HEAD", 700)
+    whole = read(tmp_path / "a.warc", content)
+    monkeypatch.setattr(streams, "READ_BYTES", draw.choice([1, 7, 300, 5000]))
+    assert read(tmp_path / "a.warc", content) == whole
+    assert titles(whole)[-4:] == [f"Page {n}" for n in range(4)]
+
+
 @pytest.mark.parametrize("part", [b"<p", b"</p", b"<p x='\"", b"< p"])
 def test_tags_without_an_end_are_looked_at_once(part):
     """Were each '<' a beginning of its own, it would take hours, not a second."""
