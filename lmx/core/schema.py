@@ -49,7 +49,7 @@ class DataConfig:
     path: str = knob(
         "python_stdlib",
         "A folder, a .txt, .jsonl or .parquet file (.gz too), a TFDS name, or a store "
-        "of `lmx data build`, which is used as it is, with its own tokenizer.",
+        "of `lmx data build`, used with its own tokenizer; or a URL of any of them.",
     )
     text_field: str = knob("text", "Field that holds the text in records.")
     validation_fraction: float = knob(

@@ -19,7 +19,7 @@ from lmx.data.rows import Rows
 from lmx.data.stages import RowLengths
 from lmx.inputs.batch import Batch
 
-BLOCK, BLOCKS_KEPT = 1 << 14, 4  # rows whose ids are computed at once
+BLOCK, BLOCKS_KEPT = 8192, 4  # rows whose ids are computed at once
 NO_ROWS = np.zeros(0, np.int64)
 
 

@@ -31,6 +31,7 @@ from lmx.core import errors
 from lmx.data import store
 from lmx.data.columns import column_files
 from lmx.data.joining import join_stores
+from lmx.data.remote import Blocks, read_bytes
 from lmx.data.store import TokenStore
 from lmx.inputs.example import Example
 from lmx.inputs.tokenizers import Tokenizer
@@ -93,7 +94,7 @@ class Built:
         """Returns the name of each document of a split."""
         path = self.directory / split / source / NAMES
         try:
-            content = path.read_bytes()
+            content = read_bytes(path)
         except OSError as error:
             raise errors.DataError(
                 f"{path} cannot be read ({error.strerror}); restore it, or build "
@@ -216,15 +217,15 @@ def open_built(directory: str | os.PathLike[str]) -> Built:
                 raise errors.DataError(
                     f"{directory}/manifest.json does not name {name}; {remedy}"
                 )
-        tokenizer = Tokenizer.load(directory / "tokenizer")
+        tokenizer, blocks = Tokenizer.load(directory / "tokenizer"), Blocks()
         sources = tuple(
             SourceStores(
                 name=name,
                 licence=str(about["licence"]),
                 uses=tuple(about["uses"]),
-                train=_open_split(directory / "train" / name, tokenizer, about),
+                train=_open_split(directory / "train" / name, tokenizer, about, blocks),
                 validation=_open_split(
-                    directory / "validation" / name, tokenizer, about
+                    directory / "validation" / name, tokenizer, about, blocks
                 ),
                 validation_text=directory / "validation" / name / TEXT,
             )
@@ -301,10 +302,10 @@ def _files(directory: Path, sources: Iterable[str]) -> list[str]:
 
 
 def _open_split(
-    directory: Path, tokenizer: Tokenizer, about: Mapping[str, Any]
+    directory: Path, tokenizer: Tokenizer, about: Mapping[str, Any], blocks: Blocks
 ) -> TokenStore:
     """Opens a split of a source and holds it against what the store says of it."""
-    found = TokenStore.open(directory)
+    found = TokenStore.open(directory, blocks=blocks)
     if found.fingerprint != tokenizer.fingerprint:
         raise errors.DataError(
             f"{directory} was made with another tokenizer ({found.fingerprint[:12]}) "

@@ -17,14 +17,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmx.data.remote import Blocks, Numbers, numbers
+
 RESERVED = ("tokens", "weights", "offsets")  # files of a store
 
 
 class Column(NamedTuple):
     """The bytes of each document of a store."""
 
-    content: np.ndarray
-    """uint8 [bytes], a memory map."""
+    content: Numbers
+    """uint8 [bytes], a memory map or a reader of a file that is elsewhere."""
     offsets: np.ndarray
     """int64 [documents + 1], a memory map."""
 
@@ -59,15 +61,18 @@ def column_files(
             np.save(directory / f"{name}.npy", np.array(end, np.int64))
 
 
-def open_columns(directory: Path, files: Sequence[str]) -> dict[str, Column]:
-    """Returns the columns of a store with these files, by name."""
+def open_columns(
+    directory: Path, files: Sequence[str], blocks: Blocks
+) -> dict[str, Column]:
+    """Returns the columns of a store with these files, by name.
+
+    `blocks` remembers what was read of files that are elsewhere.
+    """
     names = sorted(name.removesuffix(".npy") for name in files if name.endswith(".npy"))
     found = {}
     for name in names:
         if name not in RESERVED:
-            path = directory / f"{name}.bin"
-            some = path.stat().st_size  # no file of nothing can be a map
-            content = np.memmap(path, np.uint8, "r") if some else np.zeros(0, np.uint8)
+            content = numbers(directory / f"{name}.bin", "u1", blocks)
             offsets = np.load(directory / f"{name}.npy", mmap_mode="r")
             found[name] = Column(content, offsets)
     return found

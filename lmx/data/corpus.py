@@ -19,6 +19,7 @@ from lmx.data.batches import Batches
 from lmx.data.built import TEMPLATE, SourceStores, tokens_digest
 from lmx.data.mixture import Mixture
 from lmx.data.recipe import plan
+from lmx.data.remote import read_bytes
 from lmx.data.rows import Rows
 from lmx.data.stages import RowLengths
 from lmx.inputs.tokenizers import Tokenizer
@@ -128,7 +129,7 @@ class Corpus:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise errors.DataError(
             f"{path} cannot be read ({error.strerror}); prepare or build the data anew"

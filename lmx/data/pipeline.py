@@ -22,6 +22,7 @@ from lmx.core.schema import DataConfig
 from lmx.data import sources, store
 from lmx.data.built import SourceStores, is_built, open_built
 from lmx.data.corpus import Corpus
+from lmx.data.mirror import opened_at
 from lmx.data.spool import Spool
 from lmx.data.store import TokenStore
 from lmx.inputs import tokenizers
@@ -52,10 +53,9 @@ def prepare(
     store, a `UserError` for an impossible mixture, a `StorageError` where the cache
     cannot be written.
     """
-    if is_built(config.path):
-        found = _opened_store(config)
-    else:
-        found = _prepared(config, report)
+    path = opened_at(config.path, cache_dir=cache_directory(config))
+    there = is_built(path)
+    found = _opened_store(config, path) if there else _prepared(config, report)
     corpus = Corpus(
         **found,
         config=config,
@@ -68,9 +68,9 @@ def prepare(
     return corpus
 
 
-def _opened_store(config: DataConfig) -> dict[str, Any]:
-    """Returns what a `Corpus` holds of a built store."""
-    store_ = open_built(config.path)
+def _opened_store(config: DataConfig, path: str) -> dict[str, Any]:
+    """Returns what a `Corpus` holds of a built store, which is opened at `path`."""
+    store_ = open_built(path)
     if config.tokenizer not in tokenizers.KINDS:
         wanted = Tokenizer.load(config.tokenizer).fingerprint
         if wanted != store_.tokenizer.fingerprint:
@@ -78,7 +78,7 @@ def _opened_store(config: DataConfig) -> dict[str, Any]:
                 f"{config.path} was built with another tokenizer "
                 f"({store_.tokenizer.fingerprint[:12]}) than data.tokenizer="
                 f"{config.tokenizer} ({wanted[:12]}); build the store with it, or "
-                f"set data.tokenizer={config.path}/tokenizer"
+                f"set data.tokenizer={path}/tokenizer"
             )
     summary: dict[str, Any] = {"source": str(config.path)}
     for split in ("train", "validation"):

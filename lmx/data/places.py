@@ -94,8 +94,8 @@ def open_file(entry: FileEntry) -> Any:
     """Returns a listed file as a binary file, seekable; a context manager."""
     if not is_url(entry.path):
         return open(entry.path, "rb")
-    files, path = _filesystem(entry.path)
-    with _reached(entry.path):
+    files, path = filesystem(entry.path)
+    with reached(entry.path):
         return _Remote(files.open(path, "rb", block_size=REMOTE_BLOCK), url=entry.path)
 
 
@@ -103,9 +103,9 @@ def check_same(entry: FileEntry) -> None:
     """Raises a `DataError` where a file is not what it was when it was listed."""
     try:
         if is_url(entry.path):
-            files, path = _filesystem(entry.path)
+            files, path = filesystem(entry.path)
             files.invalidate_cache()
-            with _reached(entry.path):
+            with reached(entry.path):
                 now: tuple[int, int | str] = _identity(
                     files.info(path), like=entry.stamp
                 )
@@ -214,9 +214,9 @@ def _refuse(error: OSError) -> None:
 
 
 def _find_remote(url: str) -> Listing | None:
-    files, root = _filesystem(url)
+    files, root = filesystem(url)
     files.invalidate_cache()  # of what a listing was before
-    with _reached(url):
+    with reached(url):
         try:
             top = files.info(root)
         except FileNotFoundError:
@@ -268,7 +268,7 @@ def _identity(info: dict[str, Any], like: int | str = "") -> tuple[int, str]:
     return size, f"{key}={str(value).strip(chr(34))}"
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
+def filesystem(url: str) -> tuple[Any, str]:
     """Returns the file system of a URL, and the path in it."""
     import fsspec
 
@@ -300,7 +300,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _reached(url: str) -> Iterator[None]:
+def reached(url: str) -> Iterator[None]:
     """Turns what a server or the way to it says into errors for the user.
 
     Each file system has exceptions of its own, of many libraries.
@@ -330,11 +330,11 @@ class _Remote:
     closed = property(lambda self: self._file.closed)
 
     def read(self, size: int = -1) -> bytes:
-        with _reached(self._url):
+        with reached(self._url):
             return self._file.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        with _reached(self._url):
+        with reached(self._url):
             return self._file.seek(offset, whence)
 
     def tell(self) -> int:

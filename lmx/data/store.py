@@ -36,6 +36,7 @@ import numpy as np
 
 from lmx.core import errors
 from lmx.data.columns import Column, open_columns
+from lmx.data.remote import Blocks, Numbers, entry_of, numbers
 from lmx.inputs.example import Example
 from lmx.inputs.tokenizers import Tokenizer
 
@@ -52,8 +53,8 @@ Progress = Callable[[int], None]
 class TokenStore:
     """The tokens of one split, read on demand."""
 
-    tokens: np.ndarray
-    """uint16 or uint32 [T], a memory map."""
+    tokens: Numbers
+    """uint16 or uint32 [T], a memory map or a reader of a file that is elsewhere."""
     offsets: np.ndarray
     """int64 [documents + 1]."""
     source_bytes: int
@@ -65,7 +66,7 @@ class TokenStore:
     pad_id: int
     num_targets: int
     """How many tokens have a loss: of texts, all but the BOS of each document."""
-    weights: np.ndarray | None = None
+    weights: Numbers | None = None
     """uint8 [T], the weight of each token in the loss; None is 1 for all but BOS."""
     group: int = 1
     """How many successive documents belong together: of preference pairs, two."""
@@ -91,19 +92,24 @@ class TokenStore:
         return errors.pick(self.columns, name, "column of this store").read(document)
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str]) -> TokenStore:
-        """Opens a store; raises a `DataError` where a file is missing or damaged."""
-        directory = Path(directory)
+    def open(
+        cls, directory: str | os.PathLike[str], *, blocks: Blocks | None = None
+    ) -> TokenStore:
+        """Opens a store; raises a `DataError` where a file is missing or damaged.
+
+        `blocks` remembers what was read of files that are elsewhere.
+        """
+        directory, blocks = Path(directory), blocks or Blocks()
         manifest = read_manifest(directory)
         hashes = {name: about["sha256"] for name, about in manifest["files"].items()}
         digest, weights = hashes["tokens.bin"], None
         if "weights.bin" in hashes:
-            weights = _mapped(directory / "weights.bin", "u1")
+            weights = numbers(directory / "weights.bin", "u1", blocks)
             both = digest + hashes["weights.bin"]
             digest = hashlib.sha256(both.encode()).hexdigest()
         plain = manifest["tokens"] - manifest["documents"]
         return cls(
-            tokens=_mapped(directory / "tokens.bin", manifest["dtype"]),
+            tokens=numbers(directory / "tokens.bin", manifest["dtype"], blocks),
             offsets=np.load(directory / "offsets.npy"),
             source_bytes=manifest["source_bytes"],
             fingerprint=manifest["tokenizer"],
@@ -112,7 +118,7 @@ class TokenStore:
             num_targets=manifest.get("targets", plain),
             weights=weights,
             group=manifest.get("group", 1),
-            columns=open_columns(directory, [*hashes]),
+            columns=open_columns(directory, [*hashes], blocks),
         )
 
 
@@ -224,13 +230,6 @@ def _write_about(
     write_manifest(directory, {**counts, **made_with})
 
 
-def _mapped(path: Path, dtype: str) -> np.ndarray:
-    """Returns the numbers of a file as a memory map; no file of none can be one."""
-    if not path.stat().st_size:
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype=dtype, mode="r")
-
-
 def write_manifest(
     directory: Path, content: dict[str, Any], *, files: Iterable[str] | None = None
 ) -> None:
@@ -273,12 +272,14 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             )
         for name, expected in manifest["files"].items():
             path = directory / name
-            size = path.stat().st_size
+            away = None if path.exists() else entry_of(path)
+            size = path.stat().st_size if away is None else away.size
             if size != expected["bytes"]:
                 raise errors.DataError(
                     f"{path} has {size:,} bytes, not {expected['bytes']:,}; {remedy}"
                 )
-            if size <= HASHED_BYTES and _sha256(path) != expected["sha256"]:
+            hashed = away is None and size <= HASHED_BYTES
+            if hashed and _sha256(path) != expected["sha256"]:
                 raise errors.DataError(f"{path} is damaged (sha256 differs); {remedy}")
     except errors.DataError:
         raise

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmx.data.remote import Numbers, RemoteNumbers
 from lmx.data.store import TokenStore
 from lmx.inputs.batch import Batch
 
@@ -69,6 +70,8 @@ class Stream:
 
         store_P = np.searchsorted(self.bounds, start_P, "right") - 1
         start_P = start_P - self.bounds[store_P]
+        for values in filter(None, (self._tokens, self._weights)):
+            values.fetch(store_P, start_P, start_P + length_P + 1)
         last_P = self._tokens.at(store_P, start_P + length_P)
         end_P = begin_P + length_P
         if len(padding_S):
@@ -98,16 +101,32 @@ class Stream:
 class _Values:
     """A number for each token of several stores; of a store, one may stand for all."""
 
-    def __init__(self, columns: Sequence[np.ndarray | int]):
+    def __init__(self, columns: Sequence[Numbers | int]):
         arrays = [column for column in columns if not isinstance(column, int)]
         self._dtype = arrays[0].dtype if arrays else np.dtype(np.uint8)
         assert {array.dtype for array in arrays} <= {self._dtype}
         # Parts of memory views are made and joined twice as fast as those of arrays.
         self._views = [
-            column if isinstance(column, int) else memoryview(np.asarray(column))
+            memoryview(np.asarray(column)) if isinstance(column, np.ndarray) else column
             for column in columns
         ]
+        self._remote = {
+            store: column
+            for store, column in enumerate(columns)
+            if isinstance(column, RemoteNumbers)
+        }
         self._constant = np.array([isinstance(column, int) for column in columns])
+
+    def fetch(
+        self, store_P: np.ndarray, start_P: np.ndarray, stop_P: np.ndarray
+    ) -> None:
+        """Reads pieces of files that are elsewhere, all at once, to be at hand."""
+        wanted = set()
+        for store, column in self._remote.items():
+            mine_P = store_P == store
+            wanted |= column.parts(start_P[mine_P], stop_P[mine_P])
+        if wanted:
+            next(iter(self._remote.values())).blocks.fetch(wanted)
 
     def at(self, store_P: np.ndarray, place_P: np.ndarray) -> list[int]:
         """Returns single values, of stores with a value for each token."""

@@ -17,8 +17,9 @@ from lmx.core.errors import DONE, UserError, pick
 from lmx.core.model_schema import ModelConfig
 from lmx.core.schema import DataConfig
 from lmx.data.built import SPLITS, SourceStores, is_built, open_built
+from lmx.data.mirror import opened_at
 from lmx.data.packing import Packing
-from lmx.data.pipeline import prepare
+from lmx.data.pipeline import cache_directory, prepare
 from lmx.data.rows import Rows
 from lmx.run.arguments import Parser, experiment_config
 from lmx.run.row_text import counts_line, legend, row_text, rule, visible
@@ -72,12 +73,13 @@ def main(argv: list[str]) -> int:
 
 def show_row(console: Console, options: argparse.Namespace) -> None:
     """Prints one row of a built store, with the names of its documents."""
-    if not is_built(options.store):
+    path = opened_at(options.store, cache_dir=cache_directory(DataConfig()))
+    if not is_built(path):
         raise UserError(
             f"{options.store} is not a built store; give the folder that "
             "`lmx data build` wrote, or an experiment with --config and --step"
         )
-    built = open_built(options.store)
+    built = open_built(path)
     split = options.split or SPLITS[0]
     pick(dict.fromkeys(SPLITS), split, "--split")
     sources = {source.name: source for source in built.sources}

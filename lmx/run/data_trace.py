@@ -12,7 +12,11 @@ from typing import NamedTuple
 
 from lmx.core import config as configs
 from lmx.core.errors import DONE, CheckpointError, UserError, pick
+from lmx.core.schema import DataConfig
 from lmx.data.built import SourceStores, open_built, tokens_digest
+from lmx.data.mirror import opened_at
+from lmx.data.pipeline import cache_directory
+from lmx.data.places import is_url
 from lmx.run.arguments import Parser
 from lmx.training import manifest
 
@@ -47,20 +51,21 @@ def main(argv: list[str]) -> int:
         help="a run to look at; may be repeated (default: runs/*)",
     )
     options, _ = parser.parse_with_overrides(argv)
-    store = open_built(options.store)
+    path = opened_at(options.store, cache_dir=cache_directory(DataConfig()))
+    store = open_built(path)
     names = {source.name: source for source in store.sources}
     source = pick(names, options.source, "source of this store")
     runs = [Path(name) for name in options.workdir or sorted(glob("runs/*"))]
     found, remarks = sightings(
-        runs, source.name, digest=tokens_digest(store.sources), store=store.directory
+        runs, source.name, digest=tokens_digest(store.sources), store=options.store
     )
-    print(report(source, store.directory, found))
+    print(report(source, options.store, found))
     print("\n".join(remarks), end="\n" if remarks else "")
     return DONE
 
 
 def sightings(
-    runs: list[Path], source: str, *, digest: str, store: Path
+    runs: list[Path], source: str, *, digest: str, store: str
 ) -> tuple[list[Sighting], list[str]]:
     """Returns what the checkpoints of runs say, and what cannot be told of them."""
     found: list[Sighting] = []
@@ -79,7 +84,7 @@ def sightings(
                 remarks.append(f"{folder}: {error}")
                 continue
             if facts.get("data") != digest:
-                if _trained_on(run) == store.absolute():
+                if _trained_on(run) == _absolute(store):
                     remarks.append(f"{folder}: is of an earlier build of {store}")
             elif "seen" not in facts:
                 remarks.append(f"{folder}: is of an lmx that did not count sources")
@@ -94,7 +99,7 @@ def sightings(
     return found, remarks
 
 
-def report(source: SourceStores, store: Path, found: list[Sighting]) -> str:
+def report(source: SourceStores, store: str, found: list[Sighting]) -> str:
     """Returns the table, a line for each checkpoint."""
     size = source.train.num_targets
     head = (
@@ -116,10 +121,14 @@ def report(source: SourceStores, store: Path, found: list[Sighting]) -> str:
     return "\n".join(lines)
 
 
-def _trained_on(run: Path) -> Path | None:
+def _absolute(path: str) -> str:
+    return path if is_url(path) else str(Path(path).absolute())
+
+
+def _trained_on(run: Path) -> str | None:
     """Returns where the data of a run was, None where that cannot be told."""
     try:
         text = (run / "config.json").read_text("utf-8")
-        return Path(configs.from_json(text).data.path).absolute()
+        return _absolute(configs.from_json(text).data.path)
     except (OSError, ValueError, UserError):
         return None

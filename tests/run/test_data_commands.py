@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 
+import fsspec
 import numpy as np
 import pytest
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.console import Console
 from lmx.__main__ import main
 from lmx.core.config import flatten, freeze
 from lmx.core.errors import DONE, USAGE
+from lmx.data import mirror
 from lmx.data.built import Content, create, open_built, write_part
 from lmx.data.rows import Rows
 from lmx.inputs.tokenizers import train_tokenizer
@@ -244,6 +246,28 @@ def test_a_source_without_rows_is_named(built, tmp_path, capsys):
     assert code == USAGE
     assert "source 'lone' has no rows in validation" in err
     assert "try --split=train, or leave out --source" in err
+
+
+def test_a_store_behind_a_url_is_shown_and_traced_like_the_one_here(
+    mixed_run, built, experiment, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("LMX_CACHE", str(tmp_path))
+    monkeypatch.setattr(mirror, "COPIED_BYTES", 0)
+    files = fsspec.filesystem("memory")
+    files.put(f"{built}/", "/commands/store/", recursive=True)
+    url = "memory://commands/store"
+    for action in (
+        "show STORE --row=3",
+        f"show --config={experiment} --config.data.path=STORE",
+        f"trace STORE --source=inputs --workdir={mixed_run[0]}",
+    ):
+        code, here, _ = run(
+            capsys, "data", *action.replace("STORE", str(built)).split()
+        )
+        assert code == DONE
+        code, there, _ = run(capsys, "data", *action.replace("STORE", url).split())
+        assert code == DONE
+        assert there.replace(url, str(built)) == here
 
 
 def test_trace_looks_into_runs_and_tells_a_store_that_was_built_anew(
