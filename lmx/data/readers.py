@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import itertools
 from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 from lmx.core.errors import DataError
 from lmx.data import array_records, pages, places, streams, warc
@@ -159,11 +160,14 @@ def _parquet(entry: FileEntry, fields: Collection[str]) -> Iterator[Record]:
             places.open_file(entry) as stream,
             pyarrow.parquet.ParquetFile(stream) as file,
         ):
-            number = 0
+            number = done = 0
             known = set(file.schema_arrow.names)
             columns = sorted(fields) if fields and known.issuperset(fields) else None
             for batch in file.iter_batches(batch_size=256, columns=columns):
-                for row in batch.to_pylist():
+                rows = batch.to_pylist()
+                done += max(batch.nbytes, sum(map(_letters, rows)))
+                streams.check_expansion(entry, done)
+                for row in rows:
                     yield Record(f"{entry.name}#{number}", row)
                     number += 1
     except (FileNotFoundError, PermissionError) as error:
@@ -173,6 +177,11 @@ def _parquet(entry: FileEntry, fields: Collection[str]) -> Iterator[Record]:
             f"{entry.path} is not a whole parquet file ({error}); fetch or write it "
             "again"
         ) from error
+
+
+def _letters(row: dict[str, Any]) -> int:
+    """Returns how long the texts of a row are: a dictionary holds each but once."""
+    return sum(len(value) for value in row.values() if isinstance(value, str | bytes))
 
 
 READERS: dict[tuple[str, ...], Reader] = {

@@ -6,6 +6,9 @@ import gzip
 import json
 import os
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from lmx.core.errors import DataError
@@ -87,6 +90,16 @@ def test_a_packed_file_that_is_cut_off_is_named(tmp_path, keep):
 def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(streams, "EXPANSION_BYTES", 1 << 20)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n" * (8 << 20)))
+    with pytest.raises(DataError, match="taken for a bomb"):
+        read(tmp_path)
+
+
+def test_a_column_that_repeats_one_long_text_is_a_bomb(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "EXPANSION_BYTES", 1 << 20)
+    once = pyarrow.array(["a" * 10_000])
+    column = pyarrow.DictionaryArray.from_arrays(np.zeros(2000, np.int32), once)
+    table = pyarrow.table({"text": column})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", compression="zstd")
     with pytest.raises(DataError, match="taken for a bomb"):
         read(tmp_path)
 
