@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from lmx.evaluate.results import Result
 
 
-TEMPLATE = "tokenizer/chat_template.jinja"  # in a workdir
 # A question has an answer: at 0.7 a small model draws it only now and then.
 CHAT_SAMPLING = {"temperature": 0.0}
 
@@ -123,21 +122,16 @@ class LanguageModel:
         A message that spells a special token stays text.
         """
         check_causal(self.model, "a reply")
-        return encode_chat(self._chat_template(), self.tokenizer, messages)
+        return encode_chat(self._template, self.tokenizer, messages)
 
-    def _chat_template(self) -> ChatTemplate:
-        """Returns the template; raises a `UserError` where there is none."""
-        if self._template is None:
+    @functools.cached_property
+    def _template(self) -> ChatTemplate:
+        """The chat template; raises a `UserError` where there is none."""
+        if self.chat_template is None:
             raise UserError(
                 "this model has no chat template; import one that was tuned to chat, "
                 "or use generate"
             )
-        return self._template
-
-    @functools.cached_property
-    def _template(self) -> ChatTemplate | None:
-        if self.chat_template is None:
-            return None
         return chat_template(self.tokenizer, self.chat_template)
 
     def evaluate(
@@ -210,7 +204,7 @@ class LanguageModel:
         if isinstance(replies, str):
             raise UserError("replies is one text; give a list of them: [text]")
         rows = [
-            read_ids(reply, prompt, self.tokenizer, self._chat_template)
+            read_ids(reply, prompt, self.tokenizer, lambda: self._template)
             for reply in replies
         ]
         return rewards(self.model, self.params, rows)

@@ -48,10 +48,11 @@ def import_model(source: str, folder: Path, *, dtype: DType = "float32") -> None
     import jax
 
     from lmx import __version__
-    from lmx.api import TEMPLATE, imported_config
+    from lmx.api import imported_config
     from lmx.core import config as configs
     from lmx.core.new_folder import new_folder
     from lmx.core.workdir import write_atomic
+    from lmx.data.built import TEMPLATE
     from lmx.finetune.peft import is_peft
     from lmx.interop.parity import parity
     from lmx.interop.pretrained import open_pretrained
@@ -106,10 +107,11 @@ def import_adapter(source: str, folder: Path) -> None:
     Raises a `UserError` or `DataError` where it cannot be joined with it.
     """
     from lmx import __version__
-    from lmx.api import TEMPLATE, load
+    from lmx.api import load
     from lmx.core import config as configs
     from lmx.core.new_folder import new_folder
     from lmx.core.workdir import write_atomic
+    from lmx.data.built import TEMPLATE
     from lmx.finetune.base import base_facts
     from lmx.training.checkpoints import Checkpoints
 

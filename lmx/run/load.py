@@ -9,10 +9,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lmx.api import TEMPLATE, LanguageModel, load
+from lmx.api import LanguageModel, load
 from lmx.core import config as configs
 from lmx.core.errors import CheckpointError, DataError, UserError
 from lmx.core.text_files import read_text
+from lmx.data.built import TEMPLATE
 from lmx.finetune.adapter import Adapter, Change, is_adapted
 from lmx.finetune.base import check_base
 from lmx.finetune.peft import change_of, read_peft

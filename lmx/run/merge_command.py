@@ -192,11 +192,11 @@ def write(
 ) -> None:
     """Writes a workdir with the merged parameters, else like that of `source`."""
     from lmx import __version__
-    from lmx.api import TEMPLATE
     from lmx.core import config as configs
     from lmx.core.new_folder import new_folder
     from lmx.core.trees import nest
     from lmx.core.workdir import write_atomic
+    from lmx.data.built import TEMPLATE
     from lmx.inputs.tokenizers import Tokenizer
     from lmx.training.checkpoints import Checkpoints
 
