@@ -135,7 +135,7 @@ def read_lines(path: str, key: str) -> list[str]:
             content = file.read(LIST_BYTES + 1)
         if len(content) > LIST_BYTES:
             raise ValueError(f"it has more than {LIST_BYTES >> 20} MB")
-        lines = content.decode("utf-8-sig").splitlines()
+        lines = content.decode("utf-8-sig").split("\n")
     except UserError as error:
         raise type(error)(f"{key}: {error}") from error
     except (OSError, RuntimeError, ValueError) as error:

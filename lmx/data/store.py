@@ -271,6 +271,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
                 f"{directory} has format {manifest['format']}, not {FORMAT}; {remedy}"
             )
         for name, expected in manifest["files"].items():
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise errors.DataError(
+                    f"{directory}/manifest.json names {name!r}, which lies elsewhere; "
+                    f"{remedy}"
+                )
             path = directory / name
             away = None if path.exists() else entry_of(path)
             size = path.stat().st_size if away is None else away.size

@@ -123,6 +123,16 @@ def test_a_broken_manifest_is_no_store(directory):
             TokenStore.open(directory)
 
 
+@pytest.mark.parametrize("name", ["../other", "/etc/hostname"])
+def test_files_of_a_store_lie_in_it(directory, name):
+    file = directory / "manifest.json"
+    manifest = json.loads(file.read_text()) | {"seal": ""}
+    manifest["files"][name] = manifest["files"]["tokens.bin"]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="which lies elsewhere"):
+        TokenStore.open(directory)
+
+
 def _fail_midway(final: Path, error: BaseException) -> None:
     with atomic_directory(final) as partial:
         (partial / "half").write_text("written")
