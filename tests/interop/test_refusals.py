@@ -324,7 +324,7 @@ def spoiled(to_theirs):
 
     def published(*args, **named):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(weights, "_to_theirs", to_theirs)
+            patch.setattr(weights, "to_theirs", to_theirs)
             found = [(n, s, make()) for n, s, make in weights.published(*args, **named)]
         return [(name, shape, lambda v=v: v) for name, shape, v in found]
 

@@ -6,6 +6,7 @@ The reference is the same model without a capacity.
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -74,7 +75,7 @@ def test_evaluation_counts_all_tokens_where_training_drops_some():
 
     def sums(model):
         config = ExperimentConfig(model=model)
-        objective = make_objective(config, model)
+        objective = make_objective(config, model, None)
         partition = Partition(
             make_mesh(ParallelConfig(), jax.devices()[:1]), RULES["default"]
         )
@@ -83,9 +84,11 @@ def test_evaluation_counts_all_tokens_where_training_drops_some():
             model=model,
             partition=partition,
             objective=objective,
-            corpus=None,
+            corpus=SimpleNamespace(tokenizer=None),
             optimizer=None,
             abstract_state=None,
+            abstract_params=None,
+            parts=None,
         )
         found = experiment.eval_function(params, batch)
         return float(found["loss"].sum()), float(objective(params, batch).values.sum())
