@@ -52,6 +52,10 @@ def main(argv: list[str]) -> int:
     )
     options, _ = parser.parse_with_overrides(argv)
     path = opened_at(options.store, cache_dir=cache_directory(DataConfig()))
+    if is_url(path):  # a store would have been copied
+        raise UserError(
+            f"there is no built store at {path}; give the URL that one was copied to"
+        )
     store = open_built(path)
     names = {source.name: source for source in store.sources}
     source = pick(names, options.source, "source of this store")

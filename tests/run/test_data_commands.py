@@ -268,6 +268,10 @@ def test_a_store_behind_a_url_is_shown_and_traced_like_the_one_here(
         code, there, _ = run(capsys, "data", *action.replace("STORE", url).split())
         assert code == DONE
         assert there.replace(url, str(built)) == here
+    nowhere = "memory://commands/nowhere"
+    code, _, err = run(capsys, "data", "trace", nowhere, "--source=inputs")
+    assert code == USAGE
+    assert f"there is no built store at {nowhere}" in err
 
 
 def test_trace_looks_into_runs_and_tells_a_store_that_was_built_anew(
